@@ -1,0 +1,88 @@
+"""The command line: `python -m vae_core list | data NAME… | run NAME`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vae_core import data, experiments
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 1 with one sentence on stderr for bad input, 130 if interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (ValueError, OSError, ArithmeticError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; finished epochs are kept, go on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vae_core", description="The experiments of the book.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    root = argparse.ArgumentParser(add_help=False)
+    root.add_argument("--data-root", type=Path, metavar="DIR", help="where data sets are kept (VAE_CORE_DATA, data/)")
+
+    listing = commands.add_parser("list", help="show the experiments, their sources and whether they are recorded")
+    listing.add_argument("--out", type=Path, metavar="DIR", default=experiments.default_out(), help="where records lie")
+    listing.set_defaults(command=_list)
+
+    fetch = commands.add_parser("data", parents=[root], help="load data sets, fetching what is missing")
+    fetch.add_argument("names", nargs="+", metavar="NAME", help=", ".join(data.NAMES))
+    fetch.set_defaults(command=_data)
+
+    run = commands.add_parser("run", parents=[root], help="train and test one experiment and write its record")
+    run.add_argument("name", metavar="NAME", help="a name that `list` shows")
+    run.add_argument("--epochs", type=int, metavar="N", help="instead of the experiment's own number")
+    run.add_argument("--seed", type=int, metavar="S", help="instead of the experiment's own")
+    run.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    run.add_argument("--out", type=Path, metavar="DIR", default=experiments.default_out(), help="where the record goes")
+    run.add_argument("--resume", action="store_true", help="go on from the checkpoint of an interrupted run")
+    run.set_defaults(command=_run)
+    return parser
+
+
+def _list(options: argparse.Namespace) -> None:
+    rows = [("NAME", "DATA", "EPOCHS", "SEED", "RECORD", "SOURCE")]
+    for e in experiments.EXPERIMENTS.values():
+        path = experiments.record_path(e, e.seed, options.out)
+        rows.append((e.name, e.dataset, str(e.epochs), str(e.seed), _state(path), e.source))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _state(path: Path) -> str:
+    if not path.exists():
+        return "none"
+    record = json.loads(path.read_text())
+    return f"loss {record['test']['loss']:.2f} after {record['config']['epochs']} epochs"
+
+
+def _data(options: argparse.Namespace) -> None:
+    for name in options.names:
+        d = data.load(name, options.data_root)
+        print(f"{name}: {len(d.x_train)} training and {len(d.x_test)} test images of shape {d.image_shape}, sha256 {d.sha256}")
+
+
+def _run(options: argparse.Namespace) -> None:
+    record, path = experiments.run(
+        options.name, epochs=options.epochs, seed=options.seed, device=options.device,
+        data_root=options.data_root, out=options.out, resume=options.resume,
+    )  # fmt: skip
+    figures = record["test"]
+    print(f"{record['name']}: {len(record['history'])} epochs, seed {record['seed']}, {record['device']}")
+    print(f"test loss             {figures['loss']:9.3f} nats per image ({figures['n']} images)")
+    print(f"reconstruction error  {figures['reconstruction']:9.3f} (cannot go below the entropy {figures['entropy_floor']:.3f})")
+    print(f"KL                    {figures['kl']:9.3f}")
+    print(f"record: {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""Real image data: `load(name)` for digits, mnist, fashion-mnist, cifar10, svhn.
+
+The digits (scikit-learn's 8×8 ones) are always there. The others come once through torchvision, into the
+data root, and are then kept as one uncompressed `ROOT/NAME.npz` of uint8 arrays.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set in memory: images `x_*` (N, C, H, W), labels `y_*` (N,), int64, from 0.
+
+    Images are uint8 in 0..255, as they are stored (`runtime.unit_interval` turns them into floats in
+    [0, 1]), except for the digits, whose 17 grey levels are exact as float32 in [0, 1].
+    """
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(self.x_train.shape[1:])
+
+    @cached_property
+    def sha256(self) -> str:
+        """One checksum over shapes, dtypes and values of all four arrays; records carry it."""
+        digest = hashlib.sha256()
+        for array in (getattr(self, name).contiguous().numpy() for name in ARRAYS):
+            digest.update(f"{array.shape}{array.dtype}".encode())
+            digest.update(array.data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How torchvision keeps one data set: its class, its folder, one image's shape as stored in the npz."""
+
+    cls_name: str
+    folder: str
+    image_shape: tuple[int, ...]
+    splits: Callable[[type, str, bool], Iterator]  # (cls, root, download) -> train and test
+
+    def archives(self, cls: type) -> list[tuple[str, str]]:
+        """(path below the root, md5) of every archive that torchvision would download."""
+        if self.cls_name == "SVHN":
+            return [(cls.split_list[split][1], cls.split_list[split][2]) for split in ("train", "test")]
+        if self.cls_name == "CIFAR10":
+            return [(cls.filename, cls.tgz_md5)]
+        return [(f"{self.folder}/raw/{filename}", md5) for filename, md5 in cls.resources]
+
+
+def _by_flag(cls: type, root: str, download: bool) -> Iterator:
+    return (cls(root, train=train, download=download) for train in (True, False))
+
+
+def _by_split(cls: type, root: str, download: bool) -> Iterator:
+    return (cls(root, split=split, download=download) for split in ("train", "test"))
+
+
+SOURCES = {
+    "mnist": _Source("MNIST", "MNIST", (28, 28), _by_flag),
+    "fashion-mnist": _Source("FashionMNIST", "FashionMNIST", (28, 28), _by_flag),
+    "cifar10": _Source("CIFAR10", "cifar-10-batches-py", (32, 32, 3), _by_flag),
+    "svhn": _Source("SVHN", "", (32, 32, 3), _by_split),
+}
+NAMES = ("digits", *SOURCES)
+
+
+def default_root() -> Path:
+    """The data root: `VAE_CORE_DATA` if set, else `data/` in this checkout."""
+    return Path(os.environ.get("VAE_CORE_DATA") or Path(__file__).resolve().parent.parent / "data")
+
+
+def load(name: str, root: str | Path | None = None) -> Dataset:
+    """Load a data set by name; torchvision fetches it into `root` if it is not there yet.
+
+    Looks for `ROOT/NAME.npz`, then for torchvision's own files below ROOT, then for a network. What it
+    finds is written once to the npz, under a temporary name first, so a crash leaves nothing half done.
+
+    Raises ValueError for an unknown name, or for files that are damaged or not of this data set;
+    FileNotFoundError if the set is neither there nor to be had; OSError if the root cannot be written.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(NAMES)}")
+    if name == "digits":
+        return _digits()
+    root = Path(root) if root is not None else default_root()
+    cache = root / f"{name}.npz"
+    if cache.exists():
+        arrays = _read_cache(name, cache)
+    else:
+        _check_writable(root)
+        arrays = _read_torchvision(name, root)
+        _write_cache(cache, arrays)
+    return _dataset(name, arrays)
+
+
+def _digits() -> Dataset:
+    """1797 digits; the last 360, by other writers than most of the rest, are the test set."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    x = torch.tensor(images / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    y = torch.tensor(labels, dtype=torch.int64)
+    return Dataset("digits", x[:-360], y[:-360], x[-360:], y[-360:])
+
+
+def _dataset(name: str, arrays: Arrays) -> Dataset:
+    def images(x: np.ndarray) -> Tensor:
+        x = torch.from_numpy(x)
+        return (x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2)).contiguous()  # (N, C, H, W)
+
+    tensors = {k: images(a) if k.startswith("x") else torch.from_numpy(a.astype(np.int64)) for k, a in arrays.items()}
+    return Dataset(name, **tensors)
+
+
+def _read_cache(name: str, path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in ARRAYS}  # the zip's own checksums are verified here
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged or not ours ({error}); delete or move it, then load again") from error
+    if problem := _problem(name, arrays):
+        raise ValueError(f"{path} is not {name}: {problem}; delete or move it, then load again")
+    return arrays
+
+
+def _problem(name: str, arrays: Arrays) -> str | None:
+    """What keeps these arrays from being this data set, or None."""
+    shape = SOURCES[name].image_shape
+    for split in ("train", "test"):
+        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        if x.dtype != np.uint8 or x.shape[1:] != shape:
+            return f"x_{split} is {x.dtype} {x.shape}, expected uint8 (N, {', '.join(map(str, shape))})"
+        if y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer) or len(y) == 0:
+            return f"y_{split} is {y.dtype} {y.shape} beside {len(x)} images"
+        if y.min() < 0 or y.max() > 9:
+            return f"labels run from {y.min()} to {y.max()}, expected 0 to 9"
+    return None
+
+
+def _check_writable(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"the data root {root} cannot be written ({error.strerror}); choose another with --data-root or VAE_CORE_DATA"
+        ) from error
+
+
+def _write_cache(path: Path, arrays: Arrays) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+        try:
+            np.savez(part, **arrays)
+        except BaseException:
+            Path(part.name).unlink()
+            raise
+    Path(part.name).chmod(0o644)
+    os.replace(part.name, path)
+
+
+def _read_torchvision(name: str, root: Path) -> Arrays:
+    """From torchvision's files below the root if any are there, else downloaded to a folder that goes again."""
+    from torchvision import datasets
+
+    source = SOURCES[name]
+    cls = getattr(datasets, source.cls_name)
+    _check_archives(name, root, source.archives(cls))
+    present = any((root / path).exists() for path, _ in source.archives(cls))
+    if present or (source.folder and (root / source.folder).exists()):
+        with _one_sentence(ValueError, f"the files of {name} below {root} are damaged or incomplete"):
+            return _read_splits(name, source, cls, root)
+    with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as folder:
+        with _one_sentence(FileNotFoundError, _how_to_get(name, root)):
+            return _read_splits(name, source, cls, Path(folder))
+
+
+def _check_archives(name: str, root: Path, archives: list[tuple[str, str]]) -> None:
+    from torchvision.datasets.utils import check_integrity
+
+    for path, md5 in archives:
+        if (root / path).exists() and not check_integrity(root / path, md5):
+            raise ValueError(f"{name}: the archive {root / path} is truncated or foreign; delete it, then load again")
+
+
+@contextlib.contextmanager
+def _one_sentence(kind: type[Exception], sentence: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # torchvision raises whatever its readers and urllib raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise kind(f"{sentence} ({reason})") from error
+
+
+def _read_splits(name: str, source: _Source, cls: type, root: Path) -> Arrays:
+    with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints each mirror it tries
+        train, test = source.splits(cls, str(root), True)
+    arrays = {"x_train": _images(train), "y_train": _labels(train), "x_test": _images(test), "y_test": _labels(test)}
+    if problem := _problem(name, arrays):
+        raise ValueError(problem)
+    return arrays
+
+
+def _images(split) -> np.ndarray:
+    x = np.asarray(split.data)
+    return x.transpose(0, 2, 3, 1) if x.ndim == 4 and x.shape[1] == 3 else x  # SVHN comes N×3×H×W
+
+
+def _labels(split) -> np.ndarray:
+    return np.asarray(split.targets if hasattr(split, "targets") else split.labels).astype(np.uint8)
+
+
+def _how_to_get(name: str, root: Path) -> str:
+    return (
+        f"{name} is not in {root} and could not be downloaded; with a network run `python -m vae_core data {name}`, "
+        f"without one put {name}.npz or torchvision's files there; experiments on digits run without it"
+    )

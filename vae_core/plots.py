@@ -1,0 +1,98 @@
+"""Pictures: arrays in, Axes out. Nothing here knows a model or trains one."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from scipy.stats import norm
+
+# Ten colours that stay apart for colour-blind eyes (Paul Tol's "muted" set and a mid grey).
+PALETTE = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888")
+
+
+def grid_codes(n: int, extent: float | None = None, spacing: str = "linear") -> np.ndarray:
+    """An n×n grid of two-dimensional codes in reading order, (n·n, 2): the top row has the largest z₂.
+
+    `spacing="linear"` takes equal steps on [−extent, extent]² (default 3; Chen 4, Irvin 3).
+    `spacing="quantile"` takes the prior's quantiles from 0.05 to 0.95 (Saleh), so that each cell stands
+    for the same prior mass; it knows no extent. Raises ValueError for n < 2 or another spacing.
+    """
+    if n < 2:
+        raise ValueError(f"n must be at least 2, got {n}")
+    if spacing == "linear":
+        extent = 3.0 if extent is None else extent
+        ticks = np.linspace(-extent, extent, n)
+    elif spacing == "quantile":
+        ticks = norm.ppf(np.linspace(0.05, 0.95, n))
+    else:
+        raise ValueError(f"spacing must be 'linear' or 'quantile', got {spacing!r}")
+    z1, z2 = np.meshgrid(ticks, ticks[::-1])
+    return np.stack([z1.ravel(), z2.ravel()], axis=1)
+
+
+def tile(images, columns: int) -> np.ndarray:
+    """Images (N, C, H, W) side by side in reading order, one array (rows·H, columns·W[, 3]); blanks are nan."""
+    images = np.asarray(images, dtype=float)
+    rows = -(-len(images) // columns)
+    channels, height, width = images.shape[1:]
+    canvas = np.full((rows * columns, channels, height, width), np.nan)
+    canvas[: len(images)] = images
+    canvas = canvas.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    canvas = canvas.reshape(rows * height, columns * width, channels)
+    return canvas[..., 0] if channels == 1 else canvas
+
+
+def show_images(images, columns: int, ax: Axes | None = None) -> Axes:
+    """Images (N, C, H, W) with values in [0, 1], as one picture; ink is dark, as on paper."""
+    ax = ax or plt.gca()
+    ax.imshow(np.clip(tile(images, columns), 0, 1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_axis_off()
+    return ax
+
+
+def reconstructions(x, *decoded, labels: Sequence[str] = (), ax: Axes | None = None) -> Axes:
+    """A row of images `x` (N, C, H, W) above one row for each further array of the same shape."""
+    ax = show_images(np.concatenate([np.asarray(a) for a in (x, *decoded)]), columns=len(x), ax=ax)
+    height = np.asarray(x).shape[2]
+    for row, label in enumerate(labels):
+        ax.text(-0.5, (row + 0.5) * height, f"{label} ", ha="right", va="center")
+    return ax
+
+
+def latent_scatter(z, y, ax: Axes | None = None) -> Axes:
+    """Codes z (N, d ≥ 2): the first two coordinates, coloured by the class y (N,), with a legend."""
+    ax = ax or plt.gca()
+    z, y = np.asarray(z), np.asarray(y)
+    classes = np.unique(y)
+    colours = ListedColormap(PALETTE)
+    for k in classes:
+        ax.scatter(*z[y == k, :2].T, s=12, color=colours(int(k) % len(PALETTE)), label=str(k), linewidths=0)
+    ax.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    ax.legend(title="class", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, markerscale=2)
+    return ax
+
+
+def manifold_grid(images, codes, ax: Axes | None = None) -> Axes:
+    """Decoded images (n·n, C, H, W) at the codes of `grid_codes`, with z₁ and z₂ on the axes."""
+    ax = ax or plt.gca()
+    codes = np.asarray(codes)
+    n = round(len(codes) ** 0.5)
+    height, width = np.asarray(images).shape[2:]
+    show_images(images, columns=n, ax=ax).set_axis_on()
+    chosen = np.linspace(0, n - 1, min(n, 5)).round().astype(int)
+    ax.set_xticks((chosen + 0.5) * width - 0.5, [f"{v:.1f}" for v in codes[:n, 0][chosen]])
+    ax.set_yticks((chosen + 0.5) * height - 0.5, [f"{v:.1f}" for v in codes[::n, 1][chosen]])
+    ax.set(xlabel="$z_1$", ylabel="$z_2$")
+    return ax
+
+
+def loss_curves(history: Sequence[dict], names: Sequence[str] = ("loss", "reconstruction"), ax: Axes | None = None) -> Axes:
+    """Training means per datum (nats) against the epoch, from the rows that `training.fit` returns."""
+    ax = ax or plt.gca()
+    for name, colour in zip(names, PALETTE[::3], strict=False):
+        ax.plot([row["epoch"] for row in history], [row[name] for row in history], color=colour, label=name)
+    ax.set(xlabel="epoch", ylabel="nats per image")
+    ax.legend(frameon=False)
+    return ax

@@ -1,0 +1,75 @@
+"""Where a computation runs: device, ranks, seeds, and how stored images become a batch there."""
+
+import os
+import platform
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The device of this process and its place among the processes of one run.
+
+    `rank` and `world_size` are read from the environment that `torchrun` sets (0 and 1 without it).
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def detect(cls, device: str = "auto") -> "Runtime":
+        """Choose the device: `"cpu"`, `"cuda"`, or `"auto"` (CUDA where there is one).
+
+        Raises ValueError for another name, or for `"cuda"` on a machine without it.
+        """
+        if device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device 'cuda' was asked for, but torch finds no CUDA device here; use 'cpu'")
+        use_cuda = device != "cpu" and torch.cuda.is_available()
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        return cls(
+            torch.device("cuda", local_rank) if use_cuda else torch.device("cpu"),
+            int(os.environ.get("RANK", 0)),
+            int(os.environ.get("WORLD_SIZE", 1)),
+        )
+
+    def describe(self) -> str:
+        """The device in words, as records print it: `"cpu: AMD EPYC, 2 threads"`."""
+        if self.device.type == "cuda":
+            return f"cuda: {torch.cuda.get_device_name(self.device)}"
+        return f"cpu: {_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (every device) with one integer in [0, 2³²)."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def unit_interval(x: torch.Tensor) -> torch.Tensor:
+    """Images as the models take them: float in [0, 1].
+
+    uint8 images (any shape, 0 to 255) are divided by 255; float images pass through unchanged.
+    Raises TypeError for any other dtype.
+    """
+    if x.dtype == torch.uint8:
+        return x.to(torch.get_default_dtype()).div_(255)
+    if x.is_floating_point():
+        return x
+    raise TypeError(f"images must be uint8 or floating point, got {x.dtype}")

@@ -1,0 +1,55 @@
+"""Sliders for notebooks. They decode with the running kernel, so any decoder and any device will do."""
+
+import io
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    import ipywidgets
+    from vae_core.models import VAE
+
+
+def latent_sliders(model: "VAE", extent: float = 3.0, size: int = 224) -> "ipywidgets.Widget":
+    """One slider per latent coordinate beside the image that the decoder makes of them.
+
+    Each slider runs over [−extent, extent]; `size` is the picture's width in pixels. The widget needs a
+    running kernel. It has `.sliders`, a list, and `.image`; moving a slider decodes and redraws.
+    Needs ipywidgets (`pip install "vae_core[widgets]"`).
+    """
+    import ipywidgets
+
+    names = [f"z{k + 1}" for k in range(model.latent_dim)]
+    sliders = [
+        ipywidgets.FloatSlider(0.0, min=-extent, max=extent, step=0.05, description=name, readout_format=".2f")
+        for name in names
+    ]
+    image = ipywidgets.Image(format="png", width=size, alt="the decoded image at the sliders' code")
+
+    def redraw(_change=None) -> None:
+        image.value = _decode_png(model, [slider.value for slider in sliders])
+
+    for slider in sliders:
+        slider.observe(redraw, names="value")
+    redraw()
+    box = ipywidgets.HBox([image, ipywidgets.VBox(sliders)])
+    box.sliders, box.image = sliders, image
+    return box
+
+
+def _decode_png(model: "VAE", code: list[float]) -> bytes:
+    """The decoder's mean image at one code, as the bytes of a PNG, dark on light where it is grey."""
+    from PIL import Image
+
+    parameter = next(model.parameters())
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        pixels = model.decode(torch.tensor([code], dtype=parameter.dtype, device=parameter.device))[0]
+    model.train(was_training)
+    pixels = pixels.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()  # (H, W, C)
+    picture = Image.fromarray(255 - pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    scale = max(1, 224 // pixels.shape[0])
+    buffer = io.BytesIO()
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return buffer.getvalue()
