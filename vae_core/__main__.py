@@ -68,7 +68,8 @@ def _state(path: Path) -> str:
 def _data(options: argparse.Namespace) -> None:
     for name in options.names:
         d = data.load(name, options.data_root)
-        print(f"{name}: {len(d.x_train)} training and {len(d.x_test)} test images of shape {d.image_shape}, sha256 {d.sha256}")
+        sizes = f"{len(d.x_train)} training and {len(d.x_test)} test images of shape {d.image_shape}"
+        print(f"{name}: {sizes}, sha256 {d.sha256}")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -79,7 +80,7 @@ def _run(options: argparse.Namespace) -> None:
     figures = record["test"]
     print(f"{record['name']}: {len(record['history'])} epochs, seed {record['seed']}, {record['device']}")
     print(f"test loss             {figures['loss']:9.3f} nats per image ({figures['n']} images)")
-    print(f"reconstruction error  {figures['reconstruction']:9.3f} (cannot go below the entropy {figures['entropy_floor']:.3f})")
+    print(f"reconstruction error  {figures['reconstruction']:9.3f} (entropy floor {figures['entropy_floor']:.3f})")
     print(f"KL                    {figures['kl']:9.3f}")
     print(f"record: {path}")
 

@@ -110,7 +110,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     if cache.exists():
         arrays = _read_cache(name, cache)
     else:
-        _check_writable(root)
+        check_writable(root, "the data root", "choose another with --data-root or VAE_CORE_DATA")
         arrays = _read_torchvision(name, root)
         _write_cache(cache, arrays)
     return _dataset(name, arrays)
@@ -160,26 +160,21 @@ def _problem(name: str, arrays: Arrays) -> str | None:
     return None
 
 
-def _check_writable(root: Path) -> None:
+def check_writable(folder: Path, name: str, way_out: str) -> None:
+    """Make `folder` if need be; OSError says that `name` cannot be written, why, and the way out."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(
-            f"the data root {root} cannot be written ({error.strerror}); choose another with --data-root or VAE_CORE_DATA"
-        ) from error
+        raise OSError(f"{name} {folder} cannot be written ({error.strerror}); {way_out}") from error
 
 
 def _write_cache(path: Path, arrays: Arrays) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        try:
-            np.savez(part, **arrays)
-        except BaseException:
-            Path(part.name).unlink()
-            raise
-    Path(part.name).chmod(0o644)
-    os.replace(part.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        part = Path(folder) / path.name
+        np.savez(part, **arrays)
+        os.replace(part, path)
 
 
 def _read_torchvision(name: str, root: Path) -> Arrays:
@@ -193,9 +188,9 @@ def _read_torchvision(name: str, root: Path) -> Arrays:
     if present or (source.folder and (root / source.folder).exists()):
         with _one_sentence(ValueError, f"the files of {name} below {root} are damaged or incomplete"):
             return _read_splits(name, source, cls, root)
-    with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as folder:
-        with _one_sentence(FileNotFoundError, _how_to_get(name, root)):
-            return _read_splits(name, source, cls, Path(folder))
+    fresh = tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-")
+    with fresh as folder, _one_sentence(FileNotFoundError, _how_to_get(name, root)):
+        return _read_splits(name, source, cls, Path(folder))
 
 
 def _check_archives(name: str, root: Path, archives: list[tuple[str, str]]) -> None:

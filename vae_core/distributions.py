@@ -42,7 +42,8 @@ def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
         if not (_is_diagonal(r) or isinstance(r, MultivariateNormal)):
             raise TypeError(f"{name} must be a diagonal_normal or a MultivariateNormal, got {type(r).__name__}")
     if q.event_shape != p.event_shape:
-        raise ValueError(f"q and p must have the same event shape, got {tuple(q.event_shape)} and {tuple(p.event_shape)}")
+        shapes = f"{tuple(q.event_shape)} and {tuple(p.event_shape)}"
+        raise ValueError(f"q and p must have the same event shape, got {shapes}")
     if _is_diagonal(q) and _is_diagonal(p):
         return _kl_diagonal(q.base_dist, p.base_dist)
     return _kl_full(q.mean, _scale_tril(q), p.mean, _scale_tril(p))

@@ -1,28 +1,23 @@
 """The named experiments: what each one trains, on what, and the record that it leaves behind."""
 
-import contextlib
 import json
-import os
 import platform
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torchvision
 
 from vae_core import __version__
-from vae_core.data import Dataset, load
+from vae_core.data import Dataset, check_writable, load
 from vae_core.evaluation import entropy_floor, evaluate
 from vae_core.models import VAE, mlp_vae
 from vae_core.objectives import elbo_terms
-from vae_core.runtime import Runtime, seed_everything, unit_interval
-from vae_core.training import History, fit
+from vae_core.runtime import Runtime, replacing, seed_everything, unit_interval
+from vae_core.training import fit
 
 Record = dict[str, Any]
 
@@ -46,9 +41,23 @@ EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
         Experiment(
-            "digits-d2", "this book, chapter 00", "digits", 60, 0, dict(latent_dim=2, hidden=(256, 128)), dict(batch_size=64)
+            name="digits-d2",
+            source="this book, chapter 00",
+            dataset="digits",
+            epochs=60,
+            seed=0,
+            model=dict(latent_dim=2, hidden=(256, 128)),
+            training=dict(batch_size=64),
         ),
-        Experiment("chen-mnist-d20", "Chen §4.2, listing A.3", "mnist", 20, 723, dict(latent_dim=20), THESIS_TRAINING),
+        Experiment(
+            name="chen-mnist-d20",
+            source="Chen §4.2, listing A.3",
+            dataset="mnist",
+            epochs=20,
+            seed=723,
+            model=dict(latent_dim=20),
+            training=THESIS_TRAINING,
+        ),
     )
 }
 
@@ -99,8 +108,9 @@ def run(
     seed = experiment.seed if seed is None else seed
     epochs = experiment.epochs if epochs is None else epochs
     path = record_path(experiment, seed, Path(out) if out is not None else default_out())
-    _check_writable(path.parent)
+    check_writable(path.parent, "the folder for records", "choose another with --out")
     dataset = load(experiment.dataset, data_root)
+    record = _describe(experiment, dataset, epochs, seed, runtime)
     model = build(experiment, dataset, seed)
     checkpoint = path.with_suffix(".checkpoint.pt")
     start = time.perf_counter()
@@ -108,9 +118,9 @@ def run(
         model, dataset.x_train, elbo_terms, epochs=epochs, seed=seed, runtime=runtime,
         checkpoint=checkpoint, resume=resume, progress=progress, **experiment.training,
     )  # fmt: skip
-    wall_seconds = time.perf_counter() - start
-    record = _record(experiment, dataset, epochs, seed, runtime, history, wall_seconds) | {"test": test(model, dataset, seed)}
-    _write_json(path, record)
+    record |= {"wall_seconds": time.perf_counter() - start, "history": history, "test": test(model, dataset, seed)}
+    with replacing(path) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n")
     checkpoint.unlink(missing_ok=True)
     return record, path
 
@@ -121,9 +131,8 @@ def test(model: VAE, dataset: Dataset, seed: int) -> dict[str, float]:
     return evaluate(model, x, seed=seed) | {"entropy_floor": entropy_floor(x)}
 
 
-def _record(
-    experiment: Experiment, dataset: Dataset, epochs: int, seed: int, runtime: Runtime, history: History, seconds: float
-) -> Record:
+def _describe(experiment: Experiment, dataset: Dataset, epochs: int, seed: int, runtime: Runtime) -> Record:
+    """The part of a record that is known, and must be taken down, before training."""
     command = f"python -m vae_core run {experiment.name}"
     command += f" --epochs {epochs}" if epochs != experiment.epochs else ""
     command += f" --seed {seed}" if seed != experiment.seed else ""
@@ -134,18 +143,15 @@ def _record(
         "seed": seed,
         "device": runtime.describe(),
         "versions": versions(),
-        "wall_seconds": seconds,
         "data_sha256": dataset.sha256,
         "config": asdict(experiment) | {"epochs": epochs, "seed": seed},
-        "history": history,
     }
 
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    packages = {"torch": torch, "torchvision": torchvision, "numpy": np}
-    found = {name: package.__version__ for name, package in packages.items()}
-    return {"vae_core": __version__, "python": platform.python_version(), **found}
+    found = {name: metadata.version(name) for name in ("torchvision", "numpy")}
+    return {"vae_core": __version__, "python": platform.python_version(), "torch": torch.__version__, **found}
 
 
 def _commit() -> str | None:
@@ -159,28 +165,3 @@ def _commit() -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"the folder {folder} cannot be written ({error.strerror}); choose another with --out") from error
-
-
-def _write_json(path: Path, record: Record) -> None:
-    with _replacing(path) as part:
-        part.write_text(json.dumps(record, indent=1) + "\n")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if the block succeeds, and vanishes otherwise."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Bare maps. They know nothing of distributions."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -22,7 +23,7 @@ def mlp(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r}")
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(widths[:-1], widths[1:], strict=True):
+    for n_in, n_out in pairwise(widths):
         norm = [nn.BatchNorm1d(n_out)] if batch_norm else []
         layers += [nn.Linear(n_in, n_out), *norm, ACTIVATIONS[activation]()]
     if out_features is not None:

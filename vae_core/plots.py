@@ -32,22 +32,28 @@ def grid_codes(n: int, extent: float | None = None, spacing: str = "linear") -> 
     return np.stack([z1.ravel(), z2.ravel()], axis=1)
 
 
-def tile(images, columns: int) -> np.ndarray:
-    """Images (N, C, H, W) side by side in reading order, one array (rows·H, columns·W[, 3]); blanks are nan."""
+def tile(images, columns: int, gap: int = 1) -> np.ndarray:
+    """Images (N, C, H, W) in reading order as one array, (rows·(H + gap), columns·(W + gap)[, 3]).
+
+    Every image stands at the upper left of its cell; gaps and empty cells are nan, which plots as paper.
+    """
     images = np.asarray(images, dtype=float)
-    rows = -(-len(images) // columns)
-    channels, height, width = images.shape[1:]
-    canvas = np.full((rows * columns, channels, height, width), np.nan)
-    canvas[: len(images)] = images
-    canvas = canvas.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    canvas = canvas.reshape(rows * height, columns * width, channels)
+    n, channels, height, width = images.shape
+    rows = -(-n // columns)
+    canvas = np.full((rows * columns, channels, height + gap, width + gap), np.nan)
+    canvas[:n, :, :height, :width] = images
+    canvas = canvas.reshape(rows, columns, channels, height + gap, width + gap).transpose(0, 3, 1, 4, 2)
+    canvas = canvas.reshape(rows * (height + gap), columns * (width + gap), channels)
     return canvas[..., 0] if channels == 1 else canvas
 
 
-def show_images(images, columns: int, ax: Axes | None = None) -> Axes:
+def show_images(images, columns: int, ax: Axes | None = None, gap: int = 1) -> Axes:
     """Images (N, C, H, W) with values in [0, 1], as one picture; ink is dark, as on paper."""
     ax = ax or plt.gca()
-    ax.imshow(np.clip(tile(images, columns), 0, 1), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    canvas = np.clip(tile(images, columns, gap), 0, 1)
+    if canvas.ndim == 3:  # colour pictures cannot be masked: their gaps become white
+        canvas = np.nan_to_num(canvas, nan=1.0)
+    ax.imshow(canvas, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     ax.set_axis_off()
     return ax
 
@@ -55,9 +61,9 @@ def show_images(images, columns: int, ax: Axes | None = None) -> Axes:
 def reconstructions(x, *decoded, labels: Sequence[str] = (), ax: Axes | None = None) -> Axes:
     """A row of images `x` (N, C, H, W) above one row for each further array of the same shape."""
     ax = show_images(np.concatenate([np.asarray(a) for a in (x, *decoded)]), columns=len(x), ax=ax)
-    height = np.asarray(x).shape[2]
+    cell = np.asarray(x).shape[2] + 1
     for row, label in enumerate(labels):
-        ax.text(-0.5, (row + 0.5) * height, f"{label} ", ha="right", va="center")
+        ax.text(-0.5, (row + 0.5) * cell - 0.5, f"{label} ", ha="right", va="center")
     return ax
 
 
@@ -74,21 +80,21 @@ def latent_scatter(z, y, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def manifold_grid(images, codes, ax: Axes | None = None) -> Axes:
+def manifold_grid(images, codes, ax: Axes | None = None, gap: int = 1) -> Axes:
     """Decoded images (n·n, C, H, W) at the codes of `grid_codes`, with z₁ and z₂ on the axes."""
     ax = ax or plt.gca()
     codes = np.asarray(codes)
     n = round(len(codes) ** 0.5)
     height, width = np.asarray(images).shape[2:]
-    show_images(images, columns=n, ax=ax).set_axis_on()
+    show_images(images, columns=n, ax=ax, gap=gap).set_axis_on()
     chosen = np.linspace(0, n - 1, min(n, 5)).round().astype(int)
-    ax.set_xticks((chosen + 0.5) * width - 0.5, [f"{v:.1f}" for v in codes[:n, 0][chosen]])
-    ax.set_yticks((chosen + 0.5) * height - 0.5, [f"{v:.1f}" for v in codes[::n, 1][chosen]])
+    ax.set_xticks(chosen * (width + gap) + (width - 1) / 2, [f"{v:.1f}" for v in codes[:n, 0][chosen]])
+    ax.set_yticks(chosen * (height + gap) + (height - 1) / 2, [f"{v:.1f}" for v in codes[::n, 1][chosen]])
     ax.set(xlabel="$z_1$", ylabel="$z_2$")
     return ax
 
 
-def loss_curves(history: Sequence[dict], names: Sequence[str] = ("loss", "reconstruction"), ax: Axes | None = None) -> Axes:
+def loss_curves(history: Sequence[dict], names: Sequence[str] = ("loss", "kl"), ax: Axes | None = None) -> Axes:
     """Training means per datum (nats) against the epoch, from the rows that `training.fit` returns."""
     ax = ax or plt.gca()
     for name, colour in zip(names, PALETTE[::3], strict=False):

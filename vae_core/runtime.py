@@ -1,8 +1,11 @@
 """Where a computation runs: device, ranks, seeds, and how stored images become a batch there."""
 
+import contextlib
 import os
 import platform
 import random
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +61,17 @@ def seed_everything(seed: int) -> None:
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002, for libraries that still draw from it
     torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; it takes its place if the block succeeds, and vanishes otherwise."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        part = Path(folder) / path.name
+        yield part
+        os.replace(part, path)
 
 
 def unit_interval(x: torch.Tensor) -> torch.Tensor:

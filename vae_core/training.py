@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vae_core.runtime import Runtime, unit_interval
+from vae_core.runtime import Runtime, replacing, unit_interval
 
 Objective = Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, dict[str, Tensor]]]
 History = list[dict[str, float]]
@@ -68,7 +67,7 @@ def fit(
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
     with _own_random_state(seed, runtime.device):
         history = _restore(Path(checkpoint), model, optimizer, settings, resume) if checkpoint else []
-        with tqdm(total=epochs * len(x), initial=len(history) * len(x), unit=" images", disable=not progress) as bar:
+        with _progress_bar(epochs * len(x), len(history) * len(x), progress) as bar:
             while len(history) < epochs:
                 start, good = time.perf_counter(), copy.deepcopy(model.state_dict())
                 sums, names = _epoch(model, x, objective, optimizer, batch_size, reduction, bar)
@@ -104,6 +103,11 @@ def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def _progress_bar(total: int, done: int, progress: bool) -> tqdm:
+    disable = not progress or bool(os.environ.get("TQDM_DISABLE"))  # tqdm's notebook bar does not look there itself
+    return tqdm(total=total, initial=done, unit=" images", disable=disable)
+
+
 def _epoch(model, x, objective, optimizer, batch_size, reduction, bar) -> tuple[Tensor, list[str]]:
     """One pass over the data in random order; the sums of loss and terms of every step, (steps, 1 + terms)."""
     sums = []
@@ -129,7 +133,7 @@ def _check_finite(sums: Tensor, model: nn.Module, good: dict, epoch: int) -> Non
     if len(bad):
         model.load_state_dict(good)
         raise NonFiniteLossError(
-            f"the loss became {sums[bad[0, 0], 0].item()} in epoch {epoch}, step {bad[0, 0].item() + 1} of {len(sums)}; "
+            f"the loss became {sums[bad[0, 0], 0]:.0f} in epoch {epoch}, step {bad[0, 0] + 1} of {len(sums)}; "
             f"the model is back at the end of epoch {epoch - 1}. A smaller learning_rate often helps; "
             "check that the images are in [0, 1] and that no logarithm is taken of a probability"
         )
@@ -140,13 +144,8 @@ def _save(path: Path, model, optimizer, history: History, settings: dict) -> Non
     if next(model.parameters()).is_cuda:
         rng["cuda"] = torch.cuda.get_rng_state(next(model.parameters()).device)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        try:
-            torch.save({**state, "rng": rng, "settings": settings}, part)
-        except BaseException:
-            Path(part.name).unlink()
-            raise
-    os.replace(part.name, path)
+    with replacing(path) as part:
+        torch.save({**state, "rng": rng, "settings": settings}, part)
 
 
 def _restore(path: Path, model, optimizer, settings: dict, resume: bool) -> History:
@@ -171,7 +170,8 @@ def _read_checkpoint(path: Path) -> dict:
     try:
         state = torch.load(path, weights_only=True)
     except Exception as error:  # a foreign or truncated file fails in as many ways as there are files
-        raise ValueError(f"{path} is no complete checkpoint ({type(error).__name__}); delete it to start anew") from error
+        kind = type(error).__name__
+        raise ValueError(f"{path} is no complete checkpoint ({kind}); delete it to start anew") from error
     if not isinstance(state, dict) or set(state) != CHECKPOINT_KEYS:
         raise ValueError(f"{path} is no checkpoint of this loop; delete it to start anew")
     return state

@@ -7,6 +7,7 @@ import torch
 
 if TYPE_CHECKING:
     import ipywidgets
+
     from vae_core.models import VAE
 
 

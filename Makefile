@@ -1,0 +1,47 @@
+# Two commands matter: `make book` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: help book test lint lab notebooks bench venv clean
+help:
+	@echo "make book       execute the notebooks (cached) and build the HTML"
+	@echo "make test       unit tests, notebooks as regression tests, the built pages in a browser"
+	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make notebooks  run all notebooks anew and write their outputs back"
+	@echo "make lint       style and formatting"
+	@echo "make bench      our training loop against the thesis' way, as a ratio"
+	@echo "make clean      remove what was built (not .venv, not data)"
+
+venv: $(READY)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up .venv (a few minutes and about 5 GB the first time) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+book: $(READY)
+	@$(BIN)/python book/build.py html --execute
+
+test: $(READY)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadscope
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: $(READY)
+	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/00_start_here.ipynb
+
+notebooks: $(READY)
+	@$(BIN)/python book/build.py notebooks
+
+bench: $(READY)
+	@$(BIN)/python tests/benchmark.py
+
+clean:
+	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis
+	find vae_core tests notebooks book -name __pycache__ -prune -exec rm -rf {} +

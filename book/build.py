@@ -1,0 +1,97 @@
+"""Build the book, from the repository's root or anywhere else.
+
+    python book/build.py html [--execute] [--out DIR]   the HTML, below DIR/_build (default: book)
+    python book/build.py notebooks                      run every notebook, write its outputs back
+
+Without `--execute` the pages show the outputs that are committed in the notebooks; the tests build that
+way, since nbval has just shown that these are what the notebooks give. With it, the notebooks run, and
+the results are cached: editing a notebook runs that one again, editing `vae_core` or a recorded result
+runs all. Every warning is an error.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHES = ROOT / "book" / "_build" / "cache"
+
+
+def code_digest() -> str:
+    """A digest of all that notebooks import or read, which the execution cache cannot see by itself."""
+    digest = hashlib.sha256()
+    for path in sorted([*ROOT.glob("vae_core/*.*"), *ROOT.glob("book/results/*.*")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def config(execute: bool) -> dict:
+    """`_config.yml` with this build's way of execution."""
+    settings = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())
+    settings["execute"]["execute_notebooks"] = "cache" if execute else "off"
+    if execute:
+        cache = CACHES / code_digest()
+        for stale in [old for old in CACHES.glob("*") if old != cache]:
+            shutil.rmtree(stale)
+        settings["execute"]["cache"] = str(cache)
+    return settings
+
+
+def html(execute: bool, out: Path) -> int:
+    """Run jupyter-book; its exit code. Says at the end which file to open."""
+    with tempfile.TemporaryDirectory() as folder:
+        config_path = Path(folder) / "_config.yml"
+        config_path.write_text(yaml.safe_dump(config(execute)))
+        program = Path(sys.executable).with_name("jupyter-book")
+        toc = ROOT / "book" / "_toc.yml"
+        command = [str(program), "build", str(ROOT), "--config", str(config_path), "--toc", str(toc)]
+        command += ["--path-output", str(out), "--warningiserror", "--keep-going"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:
+        print(result.stderr or result.stdout, "The book did not build; the warnings above say why.", sep="\n")
+    else:
+        print(f"The book is built. Open {os.path.relpath(out / '_build' / 'html' / 'index.html')}")
+    return result.returncode
+
+
+def notebooks() -> int:
+    """Execute every notebook in its own folder and write it back without what differs between machines."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    for path in sorted(ROOT.glob("notebooks/*.ipynb")):
+        print(path.relative_to(ROOT), flush=True)
+        notebook = nbformat.read(path, as_version=4)
+        NotebookClient(
+            notebook, timeout=600, record_timing=False, resources={"metadata": {"path": path.parent}}
+        ).execute()
+        notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+        notebook.metadata["language_info"] = {"name": "python"}
+        part = path.with_suffix(".part")
+        nbformat.write(notebook, part)
+        part.replace(path)
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("html")
+    build.add_argument("--execute", action="store_true", help="run the notebooks (cached)")
+    build.add_argument("--out", type=Path, default=ROOT / "book", help="pages go to OUT/_build/html")
+    commands.add_parser("notebooks")
+    options = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"  # a progress bar is never the same twice
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # digits are too small to share; threads would only wait
+    return notebooks() if options.command == "notebooks" else html(options.execute, options.out.resolve())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

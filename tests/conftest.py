@@ -1,0 +1,33 @@
+"""What every test shares: float64 and a fixed seed for mathematics, and the real data where it is."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def float64_and_seed():
+    """Mathematics in float64; tests that train ask for the `float32` fixture."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def float32(float64_and_seed):
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The real data sets, or a skip that says how to get them."""
+    root = Path(os.environ.get("VAE_CORE_DATA") or ROOT / "data")
+    if not ((root / "mnist.npz").exists() or (root / "MNIST" / "raw").exists()):
+        pytest.skip(f"no real data in {root}: run `python -m vae_core data mnist fashion-mnist cifar10`")
+    return root

@@ -1,0 +1,402 @@
+"""The named experiments and the command line: records, refusals, interrupted runs."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_data import made_arrays
+
+from vae_core import data, experiments
+from vae_core.__main__ import main
+from vae_core.evaluation import evaluate
+from vae_core.objectives import elbo_terms
+from vae_core.training import fit
+
+pytestmark = pytest.mark.usefixtures("float32")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RECORD_KEYS = {
+    *("name", "command", "commit", "seed", "device", "versions"),
+    *("wall_seconds", "data_sha256", "config", "history", "test"),
+}
+
+
+def run(out: Path, *arguments: object, name: str = "digits-d2") -> int:
+    return main(["run", name, "--device", "cpu", "--out", str(out), *map(str, arguments)])
+
+
+def read(path: Path) -> dict:
+    """Strict JSON: no NaN, no Infinity."""
+
+    def refuse(constant: str):
+        raise AssertionError(f"{path.name} holds {constant}, which is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def timeless(history: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> Path:
+    """The folder of `run digits-d2 --epochs 2`."""
+    out = tmp_path_factory.mktemp("recorded")
+    assert run(out, "--epochs", 2) == 0
+    return out
+
+
+# list and data
+
+
+def test_list_shows_every_experiment_and_whether_it_is_recorded(recorded, capsys):
+    assert main(["list", "--out", str(recorded)]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(experiments.EXPERIMENTS)
+    for line, experiment in zip(lines, experiments.EXPERIMENTS.values(), strict=True):
+        assert line.split()[1:4] == [experiment.dataset, str(experiment.epochs), str(experiment.seed)]
+        assert experiment.source in line
+    loss = read(recorded / "digits-d2.json")["test"]["loss"]
+    assert [f"loss {loss:.2f} after 2 epochs" in line for line in lines] == [True, False]
+    assert "none" in lines[1]
+
+
+def test_list_without_any_record_says_so(tmp_path, capsys):
+    assert main(["list", "--out", str(tmp_path / "absent")]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [" none " in line for line in lines] == [True] * len(experiments.EXPERIMENTS)
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"test": {"loss": null}}'])
+def test_list_names_a_record_that_it_cannot_read(content, tmp_path, capsys):
+    (tmp_path / "digits-d2.json").write_text(content)
+    assert_one_error(main(["list", "--out", str(tmp_path)]), capsys, tmp_path / "digits-d2.json")
+
+
+def test_data_prints_sizes_and_checksum(capsys):
+    assert main(["data", "digits"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    for part in ("digits", "1437 training", "360 test", "(1, 8, 8)", data.load("digits").sha256):
+        assert part in line
+
+
+def test_data_takes_several_names_and_the_data_root(tmp_path, capsys):
+    np.savez(tmp_path / "cifar10.npz", **made_arrays((32, 32, 3)))
+    assert main(["data", "digits", "cifar10", "--data-root", str(tmp_path)]) == 0
+    digits, cifar10 = capsys.readouterr().out.splitlines()
+    assert digits.startswith("digits: 1437 training")
+    assert cifar10.startswith("cifar10: 5 training and 3 test images of shape (3, 32, 32)")
+
+
+# Records
+
+
+def test_a_run_writes_its_record_and_leaves_nothing_else(recorded):
+    assert names_in(recorded) == ["digits-d2.json"]
+
+
+def test_a_record_holds_what_the_design_lists(recorded):
+    record = read(recorded / "digits-d2.json")
+    assert set(record) >= RECORD_KEYS
+    assert record["name"] == "digits-d2"
+    assert record["seed"] == record["config"]["seed"] == 0
+    assert record["config"]["epochs"] == 2
+    assert record["device"].startswith("cpu: ")
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["wall_seconds"] > 0
+    assert record["data_sha256"] == data.load("digits").sha256
+    assert record["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", record["commit"])
+
+
+def test_a_record_has_one_row_per_epoch(recorded):
+    history = read(recorded / "digits-d2.json")["history"]
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert all({"loss", "reconstruction", "kl"} <= set(row) for row in history)
+
+
+def test_the_recorded_test_loss_is_the_sum_of_its_terms_and_above_the_floor(recorded):
+    figures = read(recorded / "digits-d2.json")["test"]
+    assert figures["n"] == 360
+    assert figures["loss"] == figures["reconstruction"] + figures["kl"]
+    assert figures["reconstruction"] > figures["entropy_floor"] > 0
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_a_record_is_what_build_fit_and_evaluate_give_with_its_seed(seed, tmp_path):
+    assert run(tmp_path, "--epochs", 1, "--seed", seed) == 0
+    experiment, digits = experiments.find("digits-d2"), data.load("digits")
+    model = experiments.build(experiment, digits, seed)
+    history = fit(model, digits.x_train, elbo_terms, epochs=1, seed=seed, progress=False, **experiment.training)
+    record = read(experiments.record_path(experiment, seed, tmp_path))
+    assert timeless(record["history"]) == timeless(history)
+    assert evaluate(model, digits.x_test, seed=seed).items() <= record["test"].items()
+
+
+def test_a_run_prints_its_figures_and_its_record(recorded, tmp_path, capsys):
+    assert run(tmp_path, "--epochs", 2) == 0
+    printed = capsys.readouterr().out
+    figures = read(tmp_path / "digits-d2.json")["test"]
+    for name in ("loss", "reconstruction", "kl"):
+        assert f"{figures[name]:.3f}" in printed
+    assert str(tmp_path / "digits-d2.json") in printed
+
+
+def test_the_recorded_command_gives_the_recorded_figures_again(recorded, tmp_path):
+    first = read(recorded / "digits-d2.json")
+    prefix, arguments = shlex.split(first["command"])[:3], shlex.split(first["command"])[3:]
+    assert prefix == ["python", "-m", "vae_core"]
+    assert main([*arguments, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    again = read(tmp_path / "digits-d2.json")
+    assert again["test"] == first["test"]
+    assert timeless(again["history"]) == timeless(first["history"])
+
+
+def test_another_seed_is_written_beside_and_gives_other_figures(recorded, tmp_path):
+    assert run(tmp_path, "--epochs", 2, "--seed", 5) == 0
+    assert names_in(tmp_path) == ["digits-d2-s5.json"]
+    record = read(tmp_path / "digits-d2-s5.json")
+    assert record["seed"] == record["config"]["seed"] == 5
+    assert record["command"] == "python -m vae_core run digits-d2 --epochs 2 --seed 5"
+    assert record["test"] != read(recorded / "digits-d2.json")["test"]
+
+
+def test_the_experiments_own_seed_is_no_other_seed(recorded, tmp_path):
+    assert run(tmp_path, "--epochs", 2, "--seed", 0) == 0
+    assert read(tmp_path / "digits-d2.json")["test"] == read(recorded / "digits-d2.json")["test"]
+
+
+def test_an_untrained_network_can_be_recorded(tmp_path):
+    assert run(tmp_path, "--epochs", 0) == 0
+    assert read(tmp_path / "digits-d2.json")["history"] == []
+
+
+def test_a_record_names_no_path_of_this_machine(recorded):
+    def strings(value):
+        if isinstance(value, dict):
+            return [text for item in value.items() for text in strings(item)]
+        if isinstance(value, list | tuple):
+            return [text for item in value for text in strings(item)]
+        return [value] if isinstance(value, str) else []
+
+    for text in strings(read(recorded / "digits-d2.json")):
+        assert not re.search(r"(^|[\s='\"])(/|~|[A-Z]:\\)", text)
+        assert str(REPOSITORY) not in text
+
+
+def test_a_second_run_takes_the_place_of_the_first_record(tmp_path):
+    assert run(tmp_path, "--epochs", 0) == 0
+    assert run(tmp_path, "--epochs", 1) == 0
+    assert names_in(tmp_path) == ["digits-d2.json"]
+    assert len(read(tmp_path / "digits-d2.json")["history"]) == 1
+
+
+# Refusals
+
+
+def assert_one_error(code: int, capsys, *words: object) -> None:
+    captured = capsys.readouterr()
+    assert code == 1
+    assert captured.out == ""
+    assert re.fullmatch(r"error: [^\n]+\n", captured.err)
+    assert [word for word in map(str, words) if word not in captured.err] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["digits-d3"], ["'digits-d3'", "digits-d2", "chen-mnist-d20"]),
+        (["digits-d2", "--seed", "-1"], ["seed", "-1"]),
+        (["digits-d2", "--seed", str(2**32)], ["seed", str(2**32)]),
+        (["digits-d2", "--epochs", "-1"], ["epochs", "-1"]),
+        (["digits-d2", "--device", "cuda"], ["device", "cuda", "cpu"]),
+        (["digits-d2", "--device", "tpu"], ["device", "'tpu'", "auto"]),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_line_and_nothing_is_written(arguments, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert_one_error(main(["run", *arguments, "--out", str(tmp_path)]), capsys, *words)
+    assert names_in(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(experiments, "fit", lambda *_args, **_kwargs: pytest.fail("trained before it looked"))
+    (tmp_path / "file").write_text("no folder")
+    out = tmp_path / "file" / "results"
+    assert_one_error(run(out), capsys, out, "--out")
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_missing_data_are_refused_with_the_way_to_get_them(tmp_path, capsys, monkeypatch):
+    def no_network(*_args, **_kwargs):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    root, out = tmp_path / "data", tmp_path / "out"
+    code = run(out, "--data-root", root, name="chen-mnist-d20")
+    assert_one_error(code, capsys, root, "python -m vae_core data mnist", "digits")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_data_of_an_unknown_name_are_refused(capsys):
+    assert_one_error(main(["data", "imagenet"]), capsys, "'imagenet'", *data.NAMES)
+
+
+def test_a_damaged_data_set_is_refused_and_no_record_is_written(tmp_path, capsys):
+    (tmp_path / "mnist.npz").write_text("no archive")
+    code = run(tmp_path / "out", "--data-root", tmp_path, name="chen-mnist-d20")
+    assert_one_error(code, capsys, tmp_path / "mnist.npz")
+    assert names_in(tmp_path / "out") == []
+
+
+def test_a_loss_that_is_not_finite_is_one_error_and_no_record(tmp_path, capsys, monkeypatch):
+    def objective(model, batch):
+        value, terms = elbo_terms(model, batch)
+        return value * float("nan"), terms
+
+    monkeypatch.setattr(experiments, "elbo_terms", objective)
+    assert_one_error(run(tmp_path, "--epochs", 1), capsys, "epoch 1", "learning_rate")
+    assert names_in(tmp_path) == []
+
+
+def test_a_crash_while_writing_leaves_the_record_before_it(recorded, tmp_path, monkeypatch):
+    path = tmp_path / "digits-d2.json"
+    path.write_bytes((recorded / "digits-d2.json").read_bytes())
+    before = path.read_bytes()
+
+    def write_text(self, text):
+        self.write_bytes(text[:10].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    assert run(tmp_path, "--epochs", 1) == 1
+    assert path.read_bytes() == before
+    assert names_in(tmp_path) == ["digits-d2.checkpoint.pt", "digits-d2.json"]
+
+
+# Interrupted runs
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch, capsys) -> Path:
+    """A folder with the checkpoint of a 3-epoch run that was interrupted in its third epoch (23 steps each)."""
+    steps = iter(range(1, 1000))
+
+    def objective(model, batch):
+        if next(steps) == 50:
+            raise KeyboardInterrupt
+        return elbo_terms(model, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiments, "elbo_terms", objective)
+        assert run(tmp_path, "--epochs", 3) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert names_in(tmp_path) == ["digits-d2.checkpoint.pt"]
+    return tmp_path
+
+
+def test_an_interrupted_run_resumes_to_the_figures_of_an_uninterrupted_one(interrupted, tmp_path_factory):
+    whole = tmp_path_factory.mktemp("whole")
+    assert run(whole, "--epochs", 3) == 0
+    assert run(interrupted, "--epochs", 3, "--resume") == 0
+    assert names_in(interrupted) == ["digits-d2.json"]
+    resumed, expected = read(interrupted / "digits-d2.json"), read(whole / "digits-d2.json")
+    assert resumed["test"] == expected["test"]
+    assert timeless(resumed["history"]) == timeless(expected["history"])
+    assert resumed["command"] == expected["command"]
+
+
+def test_the_wall_time_of_a_resumed_run_includes_the_epochs_before(interrupted):
+    assert run(interrupted, "--epochs", 3, "--resume") == 0
+    record = read(interrupted / "digits-d2.json")
+    assert record["wall_seconds"] >= sum(row["seconds"] for row in record["history"])
+
+
+def test_an_interrupted_run_is_not_begun_anew_without_resume(interrupted, capsys):
+    before = (interrupted / "digits-d2.checkpoint.pt").read_bytes()
+    assert_one_error(run(interrupted, "--epochs", 3), capsys, interrupted / "digits-d2.checkpoint.pt", "--resume")
+    assert (interrupted / "digits-d2.checkpoint.pt").read_bytes() == before
+
+
+def test_resuming_to_fewer_epochs_than_are_done_is_refused(interrupted, capsys):
+    assert_one_error(run(interrupted, "--epochs", 1, "--resume"), capsys, "epochs")
+    assert names_in(interrupted) == ["digits-d2.checkpoint.pt"]
+
+
+def test_resuming_without_an_interrupted_run_is_a_run(recorded, tmp_path):
+    assert run(tmp_path, "--epochs", 2, "--resume") == 0
+    assert read(tmp_path / "digits-d2.json")["test"] == read(recorded / "digits-d2.json")["test"]
+
+
+# The thesis' network and figures
+
+
+@pytest.mark.parametrize(
+    ("latent_dim", "count"),
+    [(2, 1_137_428), (5, 1_138_586), (10, 1_140_516), (15, 1_142_446), (20, 1_144_376), (25, 1_146_306)],
+)
+def test_the_thesis_network_has_its_number_of_parameters(latent_dim, count):
+    thesis = experiments.find("chen-mnist-d20")
+    thesis = replace(thesis, model=thesis.model | {"latent_dim": latent_dim}) if latent_dim != 20 else thesis
+    x, y = torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+    model = experiments.build(thesis, data.Dataset("mnist", x, y, x, y), seed=0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_a_seed_builds_one_network_and_another_seed_another():
+    digits, d = experiments.find("digits-d2"), data.load("digits")
+    first, again, other = (experiments.build(digits, d, seed).mean.weight for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_training_arguments_are_the_thesis_ones():
+    training = experiments.find("chen-mnist-d20").training
+    assert training == {"batch_size": 128, "learning_rate": 1e-3, "weight_decay": 1e-5, "reduction": "sum"}
+
+
+def test_one_epoch_on_mnist(data_root, tmp_path):
+    assert run(tmp_path, "--epochs", 1, "--data-root", data_root, name="chen-mnist-d20") == 0
+    record = read(tmp_path / "chen-mnist-d20.json")
+    assert 100 < record["test"]["loss"] < 130
+    assert record["test"]["n"] == 10_000
+    assert record["test"]["entropy_floor"] == pytest.approx(45.53, abs=0.005)
+
+
+def test_the_committed_mnist_record_is_of_these_images(data_root):
+    path = experiments.default_out() / "chen-mnist-d20.json"
+    if not path.exists():
+        pytest.skip("chen-mnist-d20 is not recorded: run `python -m vae_core run chen-mnist-d20`")
+    assert read(path)["data_sha256"] == data.load("mnist", data_root).sha256
+
+
+# As a program
+
+
+def program(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "vae_core", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_program_runs_an_experiment_from_any_folder(tmp_path, recorded):
+    done = program("run", "digits-d2", "--epochs", "2", "--device", "cpu", "--out", "results", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names_in(tmp_path) == ["results", "results/digits-d2.json"]
+    assert read(tmp_path / "results" / "digits-d2.json")["test"] == read(recorded / "digits-d2.json")["test"]
+
+
+def test_the_program_refuses_in_one_line_and_with_exit_code_1(tmp_path):
+    done = program("run", "nothing", "--out", "results", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"error: [^\n]*'nothing'[^\n]*\n", done.stderr)
+    assert names_in(tmp_path) == []

@@ -1,0 +1,61 @@
+"""The module's structure: imports point one way, and nothing heavy is loaded before it is used."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vae_core
+
+PACKAGE = Path(vae_core.__file__).parent
+EVERYTHING_BUT = {"plots", "widgets", "__main__"}
+
+# DESIGN's table, top to bottom, with what each file may import from vae_core.
+MAY_IMPORT = {
+    "runtime": set(),
+    "distributions": set(),
+    "data": set(),
+    "likelihoods": {"distributions"},
+    "networks": set(),
+    "models": {"distributions", "likelihoods", "networks"},
+    "objectives": {"distributions"},
+    "training": {"runtime"},
+    "evaluation": {"objectives", "inference"},
+    "plots": set(),
+    "widgets": {"plots"},
+}
+MAY_IMPORT["experiments"] = set(MAY_IMPORT) - EVERYTHING_BUT
+MAY_IMPORT["__main__"] = MAY_IMPORT["experiments"] | {"experiments"}
+
+
+def imported(path: Path) -> set[str]:
+    """The files of vae_core that one file imports when it runs (annotations under TYPE_CHECKING do not count)."""
+    tree, found = ast.parse(path.read_text()), set()
+    for node in tree.body:
+        if isinstance(node, ast.If):
+            continue
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.ImportFrom) and inner.module == "vae_core":
+                found |= {alias.name for alias in inner.names}
+            elif isinstance(inner, ast.ImportFrom) and (inner.module or "").startswith("vae_core."):
+                found.add(inner.module.split(".")[1])
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+def test_each_file_imports_only_what_the_design_allows(path):
+    if path.stem == "__init__":
+        assert not imported(path)
+    else:
+        assert imported(path) <= MAY_IMPORT[path.stem]
+
+
+@pytest.mark.parametrize(
+    "module", ["vae_core.training", "vae_core.experiments", "vae_core.widgets", "vae_core.__main__"]
+)
+def test_no_pictures_or_widgets_are_loaded_before_they_are_used(module):
+    code = f"import sys, {module}; print(sorted({{'matplotlib', 'ipywidgets', 'torchvision'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

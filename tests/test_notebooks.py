@@ -1,0 +1,87 @@
+"""What every chapter must have; that its numbers are right is nbval's part."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
+pytestmark = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def prose(path: Path) -> str:
+    return "\n".join("".join(cell["source"]) for cell in cells(path, "markdown"))
+
+
+def outputs(path: Path):
+    for cell in cells(path, "code"):
+        for output in cell["outputs"]:
+            yield cell, output
+
+
+def test_every_code_cell_was_run_in_order_and_without_error(path):
+    assert [cell["execution_count"] for cell in cells(path, "code")] == list(range(1, len(cells(path, "code")) + 1))
+    assert "error" not in {output["output_type"] for _, output in outputs(path)}
+
+
+def test_nothing_was_written_to_stderr(path):
+    assert not [output["text"] for _, output in outputs(path) if output.get("name") == "stderr"]
+
+
+def test_every_picture_has_an_alternative_text(path):
+    for cell, output in outputs(path):
+        if "image/png" in output.get("data", {}):
+            alternative = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
+            assert len(alternative) > 40, "".join(cell["source"])
+
+
+def test_no_output_names_a_machine_or_a_time(path):
+    for _, output in outputs(path):
+        text = "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
+        assert not re.search(r"/(home|root|work|tmp|Users)/|0x[0-9a-f]{6}|it/s|\d\d:\d\d", text), text
+
+
+def test_code_cells_fit_on_a_page(path):
+    for cell in cells(path, "code"):
+        lines = [line for line in "".join(cell["source"]).splitlines() if line.strip()]
+        assert len(lines) <= 20, "\n".join(lines[:3])
+
+
+def test_a_chapter_opens_and_closes_as_all_do(path):
+    text = prose(path)
+    for part in (
+        "What you will learn",
+        "rests on",
+        "Takeaway",
+        "still bothers us",
+        "## Exercises",
+        "## Further reading",
+    ):
+        assert part in text
+
+
+def test_every_exercise_has_a_solution_that_runs(path):
+    text = prose(path)
+    exercises = re.findall(r"\{exercise\}[^\n]*\n:label: (\S+)", text)
+    assert len(exercises) >= 4
+    assert re.findall(r"\{solution-start\} (\S+)", text) == exercises
+    kinds = "".join("c" if cell["cell_type"] == "code" else "." for cell in json.loads(path.read_text())["cells"])
+    assert len(re.findall(r"\{solution-end\}", text)) == len(exercises) <= kinds.count("c")
+
+
+def test_figures_that_the_text_refers_to_exist(path):
+    names = {
+        cell["metadata"]["mystnb"]["figure"]["name"]
+        for cell in cells(path, "code")
+        if "figure" in cell["metadata"].get("mystnb", {})
+    }
+    assert set(re.findall(r"\{numref\}`(fig-[\w-]+)`", prose(path))) <= names
+
+
+def test_the_file_is_small(path):
+    assert path.stat().st_size < 3_000_000
