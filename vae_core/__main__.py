@@ -61,8 +61,11 @@ def _list(options: argparse.Namespace) -> None:
 def _state(path: Path) -> str:
     if not path.exists():
         return "none"
-    record = json.loads(path.read_text())
-    return f"loss {record['test']['loss']:.2f} after {record['config']['epochs']} epochs"
+    try:
+        record = json.loads(path.read_text())
+        return f"loss {record['test']['loss']:.2f} after {record['config']['epochs']} epochs"
+    except (ValueError, TypeError, KeyError, OSError):
+        return f"unreadable: {path.name}"
 
 
 def _data(options: argparse.Namespace) -> None:

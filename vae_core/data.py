@@ -9,7 +9,6 @@ import hashlib
 import io
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,10 +136,11 @@ def _dataset(name: str, arrays: Arrays) -> Dataset:
 
 def _read_cache(name: str, path: Path) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in ARRAYS}  # the zip's own checksums are verified here
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged or not ours ({error}); delete or move it, then load again") from error
+    except Exception as error:  # a changed byte surfaces as whatever zipfile, zlib or numpy makes of it
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path} is damaged or not ours ({reason}); delete or move it, then load again") from error
     if problem := _problem(name, arrays):
         raise ValueError(f"{path} is not {name}: {problem}; delete or move it, then load again")
     return arrays

@@ -26,7 +26,7 @@ def evaluate(
         raise ValueError("x must hold at least one image, got none")
     device = next(model.parameters()).device
     sums = {"reconstruction": 0.0, "kl": 0.0}
-    with _evaluation_mode(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with _evaluation_mode(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         for batch in x.split(batch_size):
             _, terms = elbo_terms(model, batch.to(device), num_samples, kl)
@@ -52,10 +52,11 @@ def entropy_floor(x: Tensor) -> float:
 
 @contextlib.contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode

@@ -3,7 +3,6 @@
 import json
 import platform
 import subprocess
-import time
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -113,12 +112,12 @@ def run(
     record = _describe(experiment, dataset, epochs, seed, runtime)
     model = build(experiment, dataset, seed)
     checkpoint = path.with_suffix(".checkpoint.pt")
-    start = time.perf_counter()
     history = fit(
         model, dataset.x_train, elbo_terms, epochs=epochs, seed=seed, runtime=runtime,
         checkpoint=checkpoint, resume=resume, progress=progress, **experiment.training,
     )  # fmt: skip
-    record |= {"wall_seconds": time.perf_counter() - start, "history": history, "test": test(model, dataset, seed)}
+    wall_seconds = sum(row["seconds"] for row in history)  # of training, over all sessions of a resumed run
+    record |= {"wall_seconds": wall_seconds, "history": history, "test": test(model, dataset, seed)}
     with replacing(path) as part:
         part.write_text(json.dumps(record, indent=1) + "\n")
     checkpoint.unlink(missing_ok=True)

@@ -97,7 +97,8 @@ def manifold_grid(images, codes, ax: Axes | None = None, gap: int = 1) -> Axes:
 def loss_curves(history: Sequence[dict], names: Sequence[str] = ("loss", "kl"), ax: Axes | None = None) -> Axes:
     """Training means per datum (nats) against the epoch, from the rows that `training.fit` returns."""
     ax = ax or plt.gca()
-    for name, colour in zip(names, PALETTE[::3], strict=False):
+    for k, name in enumerate(names):
+        colour = PALETTE[3 * k % len(PALETTE)]
         ax.plot([row["epoch"] for row in history], [row[name] for row in history], color=colour, label=name)
     ax.set(xlabel="epoch", ylabel="nats per image")
     ax.legend(frameon=False)

@@ -58,11 +58,16 @@ def _processor() -> str:
 
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators (every device) with one integer in [0, 2³²)."""
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
+    check_seed(seed)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002, for libraries that still draw from it
     torch.manual_seed(seed)
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError unless `seed` is an integer in [0, 2³²)."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
 
 
 @contextlib.contextmanager

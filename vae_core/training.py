@@ -1,17 +1,17 @@
 """The one training loop: maximise any objective, on any device, with a checkpoint per epoch."""
 
-import contextlib
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vae_core.runtime import Runtime, replacing, unit_interval
+from vae_core.runtime import Runtime, check_seed, replacing, unit_interval
 
 Objective = Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, dict[str, Tensor]]]
 History = list[dict[str, float]]
@@ -51,22 +51,24 @@ def fit(
     `reduction="sum"` with weight decay w is what the thesis' listing does; it equals `"mean"` with w/|B|.
     The same seed on the same machine gives the same parameters, bit for bit on a CPU; the caller's random
     state is left as it was. With `checkpoint`, everything needed to go on is written there after each
-    epoch; `resume=True` goes on from it.
+    epoch; `resume=True` goes on from it. Without a `runtime` the model trains where it is. It comes back in
+    evaluation mode.
 
-    Raises ValueError for settings out of range, TypeError for images of another dtype,
+    Raises ValueError for settings out of range or a checkpoint of another run, TypeError for images of another dtype,
     FileExistsError if the checkpoint exists and `resume` is False, and NonFiniteLossError.
     Source: Chen Algorithm 1, listing A.2 (`train`).
     """
     settings = dict(batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay)
     settings |= dict(reduction=reduction, seed=seed, n=len(x))
-    _check(epochs, settings)
-    runtime = runtime or Runtime.detect("cpu")
+    _check(epochs, settings, model)
     unit_interval(x[:1])  # refuse a wrong dtype before anything moves
-    x = x.to(runtime.device)
-    model.to(runtime.device).train()
+    device = runtime.device if runtime else next(model.parameters()).device
+    x, model = x.to(device), model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
-    with _own_random_state(seed, runtime.device):
-        history = _restore(Path(checkpoint), model, optimizer, settings, resume) if checkpoint else []
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        history = _restore(Path(checkpoint), model, optimizer, settings, epochs, resume) if checkpoint else []
+        model.train()
         with _progress_bar(epochs * len(x), len(history) * len(x), progress) as bar:
             while len(history) < epochs:
                 start, good = time.perf_counter(), copy.deepcopy(model.state_dict())
@@ -81,30 +83,30 @@ def fit(
     return history
 
 
-def _check(epochs: int, settings: dict) -> None:
-    if not isinstance(epochs, int) or epochs < 0:
+def _check(epochs: int, settings: dict, model: nn.Module) -> None:
+    n, batch_size = settings["n"], settings["batch_size"]
+    check_seed(settings["seed"])
+    if type(epochs) is not int or epochs < 0:
         raise ValueError(f"epochs must be a non-negative integer, got {epochs!r}")
-    if settings["n"] == 0:
+    if n == 0:
         raise ValueError("x must hold at least one image, got none")
-    if not isinstance(settings["batch_size"], int) or settings["batch_size"] < 1:
-        raise ValueError(f"batch_size must be a positive integer, got {settings['batch_size']!r}")
-    if not settings["learning_rate"] > 0:
-        raise ValueError(f"learning_rate must be positive, got {settings['learning_rate']!r}")
-    if not settings["weight_decay"] >= 0:
-        raise ValueError(f"weight_decay must not be negative, got {settings['weight_decay']!r}")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+    if n % batch_size == 1 % batch_size and any(
+        isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules()
+    ):
+        raise ValueError(f"batch_size {batch_size} leaves a batch of one among {n} images, and batch norm needs two")
+    if not 0 < settings["learning_rate"] < inf:
+        raise ValueError(f"learning_rate must be positive and finite, got {settings['learning_rate']!r}")
+    if not 0 <= settings["weight_decay"] < inf:
+        raise ValueError(f"weight_decay must not be negative or infinite, got {settings['weight_decay']!r}")
     if settings["reduction"] not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {settings['reduction']!r}")
 
 
-@contextlib.contextmanager
-def _own_random_state(seed: int, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
 def _progress_bar(total: int, done: int, progress: bool) -> tqdm:
-    disable = not progress or bool(os.environ.get("TQDM_DISABLE"))  # tqdm's notebook bar does not look there itself
+    switched_off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # tqdm's notebook bar does not look there
+    disable = switched_off or not progress
     return tqdm(total=total, initial=done, unit=" images", disable=disable)
 
 
@@ -148,7 +150,7 @@ def _save(path: Path, model, optimizer, history: History, settings: dict) -> Non
         torch.save({**state, "rng": rng, "settings": settings}, part)
 
 
-def _restore(path: Path, model, optimizer, settings: dict, resume: bool) -> History:
+def _restore(path: Path, model, optimizer, settings: dict, epochs: int, resume: bool) -> History:
     """Load the checkpoint into model, optimizer and random state; the history so far, [] where there is none."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,17 +160,26 @@ def _restore(path: Path, model, optimizer, settings: dict, resume: bool) -> Hist
     state = _read_checkpoint(path)
     if state["settings"] != settings:
         raise ValueError(f"{path} is of another run: its settings are {state['settings']}, asked for were {settings}")
+    if _shapes(state["model"]) != _shapes(model.state_dict()):
+        raise ValueError(f"{path} is of another network than the one to be trained; delete it to start anew")
+    if len(state["history"]) > epochs:
+        raise ValueError(f"{path} has done {len(state['history'])} epochs already, more than the {epochs} asked for")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"]["cpu"].cpu())
-    if "cuda" in state["rng"]:
-        torch.cuda.set_rng_state(state["rng"]["cuda"].cpu(), next(model.parameters()).device)
+    torch.set_rng_state(state["rng"]["cpu"])
+    device = next(model.parameters()).device
+    if device.type == "cuda" and "cuda" in state["rng"]:
+        torch.cuda.set_rng_state(state["rng"]["cuda"], device)
     return state["history"]
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
 
 
 def _read_checkpoint(path: Path) -> dict:
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign or truncated file fails in as many ways as there are files
         kind = type(error).__name__
         raise ValueError(f"{path} is no complete checkpoint ({kind}); delete it to start anew") from error

@@ -25,7 +25,7 @@ def latent_sliders(model: "VAE", extent: float = 3.0, size: int = 224) -> "ipywi
         ipywidgets.FloatSlider(0.0, min=-extent, max=extent, step=0.05, description=name, readout_format=".2f")
         for name in names
     ]
-    image = ipywidgets.Image(format="png", width=size, alt="the decoded image at the sliders' code")
+    image = ipywidgets.Image(format="png", width=size, tooltip="the decoded image at the sliders' code")
 
     def redraw(_change=None) -> None:
         image.value = _decode_png(model, [slider.value for slider in sliders])
