@@ -1,0 +1,56 @@
+"""The committed records: complete, made by a clean commit of the present definition, and right."""
+
+import json
+import math
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from vae_core.data import load
+from vae_core.experiments import default_out, find, record_path
+
+RECORDS = sorted(default_out().glob("*.json"))
+ORACLE = Path(__file__).with_name("thesis_oracle.jsonl")
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_record_is_of_the_experiment_as_it_is_defined_now(path):
+    record = read(path)
+    experiment = find(record["name"])
+    config = asdict(experiment) | {"seed": record["seed"]}
+    assert path == record_path(experiment, record["seed"], default_out())
+    assert record["config"] == json.loads(json.dumps(config))
+    assert [row["epoch"] for row in record["history"]] == list(range(1, experiment.epochs + 1))
+    assert len(record["commit"]) == 40
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_records_figures_are_finite_and_add_up(path):
+    record = read(path)
+    for row in [*record["history"], record["test"]]:
+        assert row["loss"] == pytest.approx(row["reconstruction"] + row["kl"], rel=1e-6)
+        assert all(math.isfinite(value) for value in row.values())
+    assert record["test"]["reconstruction"] > record["test"]["entropy_floor"]
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_record_was_made_from_these_data(path, data_root):
+    record = read(path)
+    assert record["data_sha256"] == load(record["config"]["dataset"], data_root).sha256
+
+
+def test_the_thesis_network_reaches_what_the_independent_oracle_reaches():
+    """Three seeds each, 20 epochs on real MNIST; the oracle's are in thesis_oracle.jsonl."""
+    ours = [read(path)["test"] for path in default_out().glob("chen-mnist-d20*.json")]
+    oracle = [json.loads(line) for line in ORACLE.read_text().splitlines()]
+    assert len(ours) >= 3
+    assert len(oracle) >= 3
+    for figure in ("loss", "reconstruction", "kl"):
+        difference = statistics.mean(r[figure] for r in ours) - statistics.mean(r[figure] for r in oracle)
+        assert abs(difference) < 1, figure
