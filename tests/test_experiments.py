@@ -205,6 +205,14 @@ def test_a_second_run_takes_the_place_of_the_first_record(tmp_path):
     assert len(read(tmp_path / "digits-d2.json")["history"]) == 1
 
 
+def test_replacing_a_longer_record_is_said(recorded, tmp_path, capsys):
+    (tmp_path / "digits-d2.json").write_bytes((recorded / "digits-d2.json").read_bytes())
+    assert run(tmp_path, "--epochs", 1) == 0
+    assert "note: it replaces one of 2 epochs" in capsys.readouterr().out
+    assert run(tmp_path, "--epochs", 1) == 0
+    assert "note" not in capsys.readouterr().out
+
+
 # Refusals
 
 

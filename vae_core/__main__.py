@@ -68,6 +68,14 @@ def _state(path: Path) -> str:
         return f"unreadable: {path.name}"
 
 
+def _epochs(path: Path) -> int:
+    """The number of epochs of the record at `path`, 0 if there is none that can be read."""
+    try:
+        return len(json.loads(path.read_text())["history"])
+    except (ValueError, TypeError, KeyError, OSError):
+        return 0
+
+
 def _data(options: argparse.Namespace) -> None:
     for name in options.names:
         d = data.load(name, options.data_root)
@@ -76,6 +84,9 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    experiment = experiments.find(options.name)
+    seed = experiment.seed if options.seed is None else options.seed
+    before = _epochs(experiments.record_path(experiment, seed, options.out))
     record, path = experiments.run(
         options.name, epochs=options.epochs, seed=options.seed, device=options.device,
         data_root=options.data_root, out=options.out, resume=options.resume,
@@ -86,6 +97,8 @@ def _run(options: argparse.Namespace) -> None:
     print(f"reconstruction error  {figures['reconstruction']:9.3f} (entropy floor {figures['entropy_floor']:.3f})")
     print(f"KL                    {figures['kl']:9.3f}")
     print(f"record: {path}")
+    if before > len(record["history"]):
+        print(f"note: it replaces one of {before} epochs; `git restore {path.name}` beside it brings that back")
 
 
 if __name__ == "__main__":
