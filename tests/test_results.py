@@ -3,15 +3,17 @@
 import json
 import math
 import statistics
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from vae_core.data import load
-from vae_core.experiments import default_out, find, record_path
+from vae_core.evaluation import evaluate
+from vae_core.experiments import default_out, find, load_trained, record_path
+from vae_core.runtime import unit_interval
 
 RECORDS = sorted(default_out().glob("*.json"))
+WEIGHTS = sorted(default_out().glob("*.safetensors"))
 ORACLE = Path(__file__).with_name("thesis_oracle.jsonl")
 
 
@@ -23,9 +25,8 @@ def read(path: Path) -> dict:
 def test_a_record_is_of_the_experiment_as_it_is_defined_now(path):
     record = read(path)
     experiment = find(record["name"])
-    config = asdict(experiment) | {"seed": record["seed"]}
     assert path == record_path(experiment, record["seed"], default_out())
-    assert record["config"] == json.loads(json.dumps(config))
+    assert record["config"] == experiment.config(experiment.epochs, record["seed"])
     assert [row["epoch"] for row in record["history"]] == list(range(1, experiment.epochs + 1))
     assert len(record["commit"]) == 40
 
@@ -43,6 +44,19 @@ def test_a_records_figures_are_finite_and_add_up(path):
 def test_a_record_was_made_from_these_data(path, data_root):
     record = read(path)
     assert record["data_sha256"] == load(record["config"]["dataset"], data_root).sha256
+
+
+@pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: path.stem)
+def test_recorded_weights_give_the_recorded_figures_on_the_real_test_set(path, data_root, float32):
+    record = read(path.with_suffix(".json"))
+    images = unit_interval(load(record["config"]["dataset"], data_root).x_test)
+    figures = evaluate(load_trained(record["name"]), images, seed=record["seed"])
+    for figure in ("loss", "reconstruction", "kl"):
+        assert figures[figure] == pytest.approx(record["test"][figure], abs=0.1)
+
+
+def test_all_recorded_weights_together_are_small():
+    assert sum(path.stat().st_size for path in WEIGHTS) < 25e6
 
 
 def test_the_thesis_network_reaches_what_the_independent_oracle_reaches():

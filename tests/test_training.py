@@ -14,7 +14,7 @@ from test_data import Payload, refused, write_half
 from torch import Tensor, nn
 
 from vae_core import data
-from vae_core.evaluation import evaluate
+from vae_core.evaluation import evaluate, kl_per_unit
 from vae_core.models import VAE, mlp_vae
 from vae_core.objectives import elbo, elbo_terms
 from vae_core.runtime import unit_interval
@@ -520,3 +520,26 @@ def test_the_batch_size_of_evaluate_does_not_change_the_kl(batch_size, x):
 def test_evaluate_refuses_no_images(x):
     with refused(ValueError, "x", "at least one image"):
         evaluate(network(), x[:0])
+
+
+# Figures per unit
+
+
+def test_the_kl_of_the_units_adds_up_to_the_kl(x):
+    model, _ = train(x, model=network(latent_dim=3))
+    assert kl_per_unit(model, x, batch_size=100).sum().item() == pytest.approx(evaluate(model, x)["kl"], rel=1e-6)
+
+
+def test_a_unit_that_follows_the_prior_costs_nothing(x):
+    model = network(latent_dim=3)
+    for head in (model.mean, model.log_variance):
+        nn.init.zeros_(head.weight[1:])
+        nn.init.zeros_(head.bias[1:])
+    units = kl_per_unit(model, x)
+    assert units[0] > 1e-3
+    assert units[1:].abs().max() < 1e-12
+
+
+def test_kl_per_unit_needs_images(x):
+    with refused(ValueError, "x", "at least one image"):
+        kl_per_unit(network(), x[:0])

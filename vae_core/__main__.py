@@ -1,10 +1,11 @@
-"""The command line: `python -m vae_core list | data NAME… | run NAME`."""
+"""The command line: `python -m vae_core list | data NAME… | run NAME | reproduce | table`."""
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 
 from vae_core import data, experiments
 
@@ -26,36 +27,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vae_core", description="The experiments of the book.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    root = argparse.ArgumentParser(add_help=False)
-    root.add_argument("--data-root", type=Path, metavar="DIR", help="where data sets are kept (VAE_CORE_DATA, data/)")
+    root, out, device = _shared_options()
 
-    listing = commands.add_parser("list", help="show the experiments, their sources and whether they are recorded")
-    listing.add_argument("--out", type=Path, metavar="DIR", default=experiments.default_out(), help="where records lie")
-    listing.set_defaults(command=_list)
+    def command(name: str, function: Callable, parents: list, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, parents=parents, help=text)
+        added.set_defaults(command=function)
+        return added
 
-    fetch = commands.add_parser("data", parents=[root], help="load data sets, fetching what is missing")
+    command("list", _list, [out], "show the experiments, their cost and whether they are recorded")
+    fetch = command("data", _data, [root], "load data sets, fetching what is missing")
     fetch.add_argument("names", nargs="+", metavar="NAME", help=", ".join(data.NAMES))
-    fetch.set_defaults(command=_data)
-
-    run = commands.add_parser("run", parents=[root], help="train and test one experiment and write its record")
+    run = command("run", _run, [root, out, device], "train and test one experiment and write its record")
     run.add_argument("name", metavar="NAME", help="a name that `list` shows")
     run.add_argument("--epochs", type=int, metavar="N", help="instead of the experiment's own number")
     run.add_argument("--seed", type=int, metavar="S", help="instead of the experiment's own")
-    run.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    run.add_argument("--out", type=Path, metavar="DIR", default=experiments.default_out(), help="where the record goes")
     run.add_argument("--resume", action="store_true", help="go on from the checkpoint of an interrupted run")
-    run.set_defaults(command=_run)
+    again = command("reproduce", _reproduce, [root, out, device], "run all that have no valid record, cheapest first")
+    again.add_argument("--only", default="*", metavar="PATTERN", help="names to run, as in the shell: 'chen-mnist-*'")
+    command("table", _table, [out], "what the documents printed beside what was obtained")
     return parser
 
 
-def _list(options: argparse.Namespace) -> None:
-    rows = [("NAME", "DATA", "EPOCHS", "SEED", "RECORD", "SOURCE")]
-    for e in experiments.EXPERIMENTS.values():
-        path = experiments.record_path(e, e.seed, options.out)
-        rows.append((e.name, e.dataset, str(e.epochs), str(e.seed), _state(path), e.source))
+def _shared_options() -> list[argparse.ArgumentParser]:
+    root, out, device = shared = [argparse.ArgumentParser(add_help=False) for _ in range(3)]
+    root.add_argument("--data-root", type=Path, metavar="DIR", help="where data sets are kept (VAE_CORE_DATA, data/)")
+    out.add_argument("--out", type=Path, metavar="DIR", default=experiments.default_out(), help="where records lie")
+    device.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    return shared
+
+
+def _print_rows(rows: list[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _list(options: argparse.Namespace) -> None:
+    rows = [("NAME", "DATA", "EPOCHS", "SEEDS", "TFLOP", "RECORD", "SOURCE")]
+    for e in experiments.EXPERIMENTS.values():
+        seeds = ",".join(map(str, (e.seed, *e.more_seeds)))
+        state = _state(experiments.record_path(e, e.seed, options.out))
+        rows.append((e.name, e.dataset, str(e.epochs), seeds, f"{e.cost / 1e12:.2f}", state, e.source))
+    _print_rows(rows)
 
 
 def _state(path: Path) -> str:
@@ -66,6 +79,30 @@ def _state(path: Path) -> str:
         return f"loss {record['test']['loss']:.2f} after {record['config']['epochs']} epochs"
     except (ValueError, TypeError, KeyError, OSError):
         return f"unreadable: {path.name}"
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    todo = experiments.pending(options.out, options.only)
+    print(f"{len(todo)} runs without a valid record among those that match {options.only!r}")
+    for k, (experiment, seed) in enumerate(todo, 1):
+        print(f"[{k}/{len(todo)}] {experiment.name}, seed {seed}", flush=True)
+        run = dict(seed=seed, device=options.device, data_root=options.data_root, out=options.out, resume=True)
+        record, _ = experiments.run(experiment.name, **run)
+        print(f"[{k}/{len(todo)}] test loss {record['test']['loss']:.3f} in {record['wall_seconds']:.0f} s", flush=True)
+
+
+def _table(options: argparse.Namespace) -> None:
+    rows = [("EXPERIMENT", "FIGURE", "PRINTED", "OBTAINED", "SEEDS", "SECONDS", "DEVICE")]
+    for e in experiments.EXPERIMENTS.values():
+        found = [experiments.read_record(e, seed, options.out) for seed in (e.seed, *e.more_seeds)]
+        records = [record for record in found if record]
+        for figure in ("loss", "reconstruction", "kl") if records else ():
+            values = [record["test"][figure] for record in records]
+            spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+            printed = f"{e.printed[figure]:.2f}" if figure in e.printed else "not printed"
+            seconds, device = f"{mean(r['wall_seconds'] for r in records):.0f}", records[0]["device"]
+            rows.append((e.name, figure, printed, f"{mean(values):.2f}{spread}", str(len(values)), seconds, device))
+    _print_rows(rows)
 
 
 def _epochs(path: Path) -> int:

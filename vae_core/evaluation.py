@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from vae_core.objectives import elbo_terms
 
@@ -34,6 +35,26 @@ def evaluate(
                 sums[name] += terms[name].double().sum().item()
     means = {name: total / len(x) for name, total in sums.items()}
     return {"loss": means["reconstruction"] + means["kl"], **means, "n": len(x)}
+
+
+def kl_per_unit(model: nn.Module, x: Tensor, batch_size: int = 1000) -> Tensor:
+    r"""The mean KL of each latent unit over images, (d,), nats; their sum is the mean KL.
+
+    .. math:: \frac1N\sum_n \mathrm{KL}\big(q(z_j|x_n)\,\|\,\mathcal N(0,1)\big)
+
+    For models whose posterior is a factorised Gaussian and whose prior is N(0, I). A unit is called active
+    where this exceeds 0.01 nats. `x` is float in [0, 1], (N, C, H, W); raises ValueError for no images.
+    Source: Saleh §4.2.2 asks the question (by column sums of the decoder); Burda et al. (2016) §5.3.
+    """
+    if len(x) == 0:
+        raise ValueError("x must hold at least one image, got none")
+    device = next(model.parameters()).device
+    total = 0.0
+    with _evaluation_mode(model):
+        for batch in x.split(batch_size):
+            q = model.posterior(batch.to(device)).base_dist
+            total = total + torch.distributions.kl_divergence(q, Normal(0.0, 1.0)).double().sum(0)
+    return total / len(x)
 
 
 def entropy_floor(x: Tensor) -> float:
