@@ -55,6 +55,7 @@ def html(execute: bool, out: Path) -> int:
         command += ["--path-output", str(out), "--warningiserror", "--keep-going"]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if result.returncode:
+        shutil.rmtree(out / "_build" / ".doctrees", ignore_errors=True)  # or the next build would not warn again
         print(result.stderr or result.stdout, "The book did not build; the warnings above say why.", sep="\n")
     else:
         print(f"The book is built. Open {os.path.relpath(out / '_build' / 'html' / 'index.html')}")
