@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: help book test lint lab notebooks bench venv clean
+.PHONY: help book test lint lab notebooks reproduce bench venv clean
 help:
 	@echo "make book       execute the notebooks (cached) and build the HTML"
 	@echo "make test       unit tests, notebooks as regression tests, the built pages in a browser"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make notebooks  run all notebooks anew and write their outputs back"
+	@echo "make reproduce  run every experiment that has no valid record (hours; resumable)"
 	@echo "make lint       style and formatting"
 	@echo "make bench      our training loop against the thesis' way, as a ratio"
 	@echo "make clean      remove what was built (not .venv, not data)"
@@ -38,6 +39,9 @@ lab: $(READY)
 
 notebooks: $(READY)
 	@$(BIN)/python book/build.py notebooks
+
+reproduce: $(READY)
+	$(BIN)/python -m vae_core reproduce
 
 bench: $(READY)
 	@$(BIN)/python tests/benchmark.py
