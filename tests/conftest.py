@@ -1,6 +1,7 @@
 """What every test shares: float64 and a fixed seed for mathematics, and the real data where it is."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,20 @@ def data_root() -> Path:
     if not ((root / "mnist.npz").exists() or (root / "MNIST" / "raw").exists()):
         pytest.skip(f"no real data in {root}: run `python -m vae_core data mnist fashion-mnist cifar10`")
     return root
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, or a skip that says how to get one."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield running
+        running.close()

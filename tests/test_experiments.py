@@ -421,6 +421,12 @@ def test_recorded_weights_give_the_recorded_figures(two_experiments, tmp_path):
     assert figures["loss"] == pytest.approx(record["test"]["loss"], abs=0.02)  # 16-bit weights
 
 
+@pytest.mark.parametrize("change", [{"epochs": 1}, {"seed": 7}])
+def test_only_a_whole_run_with_its_own_seed_keeps_weights(change, two_experiments, tmp_path):
+    experiments.run("large", out=tmp_path, device="cpu", progress=False, **change)
+    assert [name for name in names_in(tmp_path) if name.endswith(".safetensors")] == []
+
+
 def test_weights_that_are_not_there_name_the_command_that_makes_them(two_experiments, tmp_path):
     with pytest.raises(FileNotFoundError, match="python -m vae_core run large"):
         experiments.load_trained("large", tmp_path)

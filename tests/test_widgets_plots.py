@@ -1,6 +1,8 @@
 """Sliders that decode, and pictures: what is drawn where."""
 
+import base64
 import io
+import re
 from statistics import NormalDist
 
 import ipywidgets
@@ -33,12 +35,14 @@ def untrained(shape=(1, 8, 8), latent_dim: int = 3, likelihood: str = "bernoulli
     return mlp_vae(shape, latent_dim, hidden=(16,), likelihood=likelihood)
 
 
-def decoded_png(png: bytes, height: int, width: int) -> np.ndarray:
-    """One pixel from the middle of each magnified one, in [0, 1]."""
-    picture = np.asarray(Image.open(io.BytesIO(png))) / 255
-    scale = picture.shape[0] // height
-    assert picture.shape[:2] == (scale * height, scale * width)
-    return picture[scale // 2 :: scale, scale // 2 :: scale]
+def png_of(widget: ipywidgets.Widget) -> bytes:
+    """The picture that the widget shows now."""
+    source = re.search(r'<img src="data:image/png;base64,([^"]+)"', widget.image.value)[1]
+    return base64.b64decode(source, validate=True)
+
+
+def pixels_of(widget: ipywidgets.Widget) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png_of(widget)))) / 255
 
 
 def move(widget: ipywidgets.Widget, code: list[float]) -> torch.Tensor:
@@ -58,15 +62,21 @@ def test_sliders_and_image_are_shown_and_the_image_has_the_asked_width():
     widget = latent_sliders(untrained(), size=100)
     shown = [widget, *widget.children, *(c for child in widget.children for c in getattr(child, "children", ()))]
     assert all(part in shown for part in (widget.image, *widget.sliders))
-    assert widget.image.width == "100"
+    assert 'width="100"' in widget.image.value
+
+
+def test_the_picture_is_described_with_its_code():
+    widget = latent_sliders(untrained())
+    move(widget, [1.5, -2.0, 0.5])
+    assert re.search(r'alt="[^"]* z = \(1\.50, -2\.00, 0\.50\)"', widget.image.value)
 
 
 @pytest.mark.parametrize("moved", [0, 1, 2])
 def test_moving_any_slider_draws_another_png(moved):
     widget = latent_sliders(untrained())
-    before = bytes(widget.image.value)
+    before = png_of(widget)
     widget.sliders[moved].value = 1.5
-    after = bytes(widget.image.value)
+    after = png_of(widget)
     assert (before[:8], after[:8]) == (SIGNATURE, SIGNATURE)
     assert after != before
 
@@ -76,14 +86,14 @@ def test_the_png_is_the_decoded_image_with_dark_ink():
     widget = latent_sliders(model)
     code = move(widget, [1.5, -2.0, 0.5])
     expected = 1 - model.eval().decode(code)[0, 0].detach().numpy()
-    assert np.abs(decoded_png(widget.image.value, 8, 8) - expected).max() <= 1 / 255
+    assert np.abs(pixels_of(widget) - expected).max() <= 1 / 255
     assert np.ptp(expected) > 10 / 255
 
 
 def test_at_the_start_the_png_is_the_image_at_the_origin():
     model = untrained()
     expected = 1 - model.eval().decode(torch.zeros(1, 3))[0, 0].detach().numpy()
-    assert np.abs(decoded_png(latent_sliders(model).image.value, 8, 8) - expected).max() <= 1 / 255
+    assert np.abs(pixels_of(latent_sliders(model)) - expected).max() <= 1 / 255
 
 
 def test_colours_and_an_oblong_shape_are_kept():
@@ -91,7 +101,7 @@ def test_colours_and_an_oblong_shape_are_kept():
     widget = latent_sliders(model)
     code = move(widget, [1.5, -2.0, 0.5])
     expected = model.eval().decode(code)[0].permute(1, 2, 0).detach().numpy()
-    assert np.abs(decoded_png(widget.image.value, 6, 9) - expected).max() <= 1 / 255
+    assert np.abs(pixels_of(widget) - expected).max() <= 1 / 255
 
 
 def test_means_outside_the_unit_interval_are_drawn_as_black_or_white():
@@ -99,7 +109,7 @@ def test_means_outside_the_unit_interval_are_drawn_as_black_or_white():
     with torch.no_grad():
         model.decoder[-1].bias.copy_(torch.linspace(-3, 4, 64))
     expected = 1 - model.decode(torch.zeros(1, 3))[0, 0].detach().clamp(0, 1).numpy()
-    found = decoded_png(latent_sliders(model).image.value, 8, 8)
+    found = pixels_of(latent_sliders(model))
     assert np.abs(found - expected).max() <= 1 / 255
     assert (found.min(), found.max()) == (0, 1)
 
@@ -115,7 +125,7 @@ def test_sliders_decode_in_evaluation_mode_and_leave_the_model_as_it_was(trainin
 
 
 def test_sliders_take_a_model_of_another_dtype_than_the_default():
-    assert bytes(latent_sliders(untrained().float()).image.value)[:8] == SIGNATURE
+    assert png_of(latent_sliders(untrained().float()))[:8] == SIGNATURE
 
 
 # Codes on a grid

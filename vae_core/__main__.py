@@ -135,7 +135,7 @@ def _run(options: argparse.Namespace) -> None:
     print(f"KL                    {figures['kl']:9.3f}")
     print(f"record: {path}")
     if before > len(record["history"]):
-        print(f"note: it replaces one of {before} epochs; `git restore {path.name}` beside it brings that back")
+        print(f"note: it replaces one of {before} epochs; if that was committed, `git restore` brings it back")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Experiment:
     """One experiment, complete but for the machine: `model` are arguments of `mlp_vae`, `training` of `fit`.
 
     `seed` is its own, `more_seeds` are those that `reproduce` runs beside it; `printed` holds what the source
-    printed, by the names of a record's test figures; `weights` says whether a run keeps them.
+    printed, by the names of a record's test figures; `weights` says whether a whole run keeps them.
     """
 
     name: str
@@ -160,7 +160,7 @@ def run(
     )  # fmt: skip
     wall_seconds = sum(row["seconds"] for row in history)  # of training, over all sessions of a resumed run
     record |= {"wall_seconds": wall_seconds, "history": history, "test": test(model, dataset, seed)}
-    if experiment.weights and seed == experiment.seed:
+    if experiment.weights and (epochs, seed) == (experiment.epochs, experiment.seed):
         save_weights(model, path.with_suffix(".safetensors"))
     with replacing(path) as part:
         part.write_text(json.dumps(record, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """Sliders for notebooks. They decode with the running kernel, so any decoder and any device will do."""
 
+import base64
 import io
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ def latent_sliders(model: "VAE", extent: float = 3.0, size: int = 224) -> "ipywi
     """One slider per latent coordinate beside the image that the decoder makes of them.
 
     Each slider runs over [−extent, extent]; `size` is the picture's width in pixels. The widget needs a
-    running kernel. It has `.sliders`, a list, and `.image`; moving a slider decodes and redraws.
+    running kernel. It has `.sliders`, a list, and `.image`, an HTML widget; moving a slider decodes and redraws.
     Needs ipywidgets (`pip install "vae_core[widgets]"`).
     """
     import ipywidgets
@@ -25,10 +26,16 @@ def latent_sliders(model: "VAE", extent: float = 3.0, size: int = 224) -> "ipywi
         ipywidgets.FloatSlider(0.0, min=-extent, max=extent, step=0.05, description=name, readout_format=".2f")
         for name in names
     ]
-    image = ipywidgets.Image(format="png", width=size, tooltip="the decoded image at the sliders' code")
+    image = ipywidgets.HTML()  # not ipywidgets.Image, which can carry no alternative text
 
     def redraw(_change=None) -> None:
-        image.value = _decode_png(model, [slider.value for slider in sliders])
+        code = [slider.value for slider in sliders]
+        source = "data:image/png;base64," + base64.b64encode(_decode_png(model, code)).decode()
+        told = ", ".join(f"{value:.2f}" for value in code)
+        image.value = (
+            f'<img src="{source}" width="{size}" style="image-rendering: pixelated" '
+            f'alt="the decoder\'s mean image at z = ({told})">'
+        )
 
     for slider in sliders:
         slider.observe(redraw, names="value")
@@ -49,8 +56,6 @@ def _decode_png(model: "VAE", code: list[float]) -> bytes:
         pixels = model.decode(torch.tensor([code], dtype=parameter.dtype, device=parameter.device))[0]
     model.train(was_training)
     pixels = pixels.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()  # (H, W, C)
-    picture = Image.fromarray(255 - pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    scale = max(1, 224 // pixels.shape[0])
     buffer = io.BytesIO()
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
+    Image.fromarray(255 - pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
     return buffer.getvalue()
