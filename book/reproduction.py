@@ -66,7 +66,7 @@ def section(source: str, group: list[tuple[Experiment, list[Record]]]) -> str:
     devices = sorted({record["device"] for _, records in group for record in records})
     rows = "\n".join(row(experiment, records, with_printed) for experiment, records in group)
     told = f"{n:,} test images, entropy floor {floor:.2f} nats; trained on {' and on '.join(devices)}."
-    return f"## {source}\n\n{told}\n\n{head}\n{rows}\n"
+    return f"## {source[0].upper()}{source[1:]}\n\n{told}\n\n{head}\n{rows}\n"
 
 
 def page() -> str:
