@@ -1,11 +1,10 @@
 """Write the page "Reproduction" from the records in `book/results` (part of every build)."""
 
-from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
-from vae_core.experiments import EXPERIMENTS, Experiment, Record, default_out, read_record
+from vae_core.experiments import EXPERIMENTS, Experiment, Record, default_out, spread, valid_records
 
 PAGE = Path(__file__).with_name("reproduction.md")
 FIGURES = ("loss", "reconstruction", "kl")
@@ -30,16 +29,6 @@ and Fashion-MNIST losses only as points in figures.
 """
 
 HEAD = "| experiment | {printed}loss | rec. error | KL | excess | active | runs | s |\n|---|{rule}{columns}"
-
-
-def valid_records(experiment: Experiment) -> list[Record]:
-    found = (read_record(experiment, seed, default_out()) for seed in (experiment.seed, *experiment.more_seeds))
-    return [record for record in found if record]
-
-
-def spread(values: Iterable[float]) -> str:
-    values = list(values)
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def row(experiment: Experiment, records: list[Record], with_printed: bool) -> str:
@@ -71,7 +60,7 @@ def section(source: str, group: list[tuple[Experiment, list[Record]]]) -> str:
 
 def page() -> str:
     """The whole page; experiments without a valid record are named at its end."""
-    recorded = [(e, valid_records(e)) for e in EXPERIMENTS.values()]
+    recorded = [(e, valid_records(e, default_out())) for e in EXPERIMENTS.values()]
     groups = groupby(((e, records) for e, records in recorded if records), key=lambda pair: pair[0].source)
     parts = [INTRODUCTION, *(section(source, list(group)) for source, group in groups)]
     missing = [f"`{e.name}`" for e, records in recorded if not records]

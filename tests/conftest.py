@@ -1,13 +1,12 @@
 """What every test shares: float64 and a fixed seed for mathematics, and the real data where it is."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+from vae_core.data import default_root
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +27,7 @@ def float32(float64_and_seed):
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The real data sets, or a skip that says how to get them."""
-    root = Path(os.environ.get("VAE_CORE_DATA") or ROOT / "data")
+    root = default_root()
     if not ((root / "mnist.npz").exists() or (root / "MNIST" / "raw").exists()):
         pytest.skip(f"no real data in {root}: run `python -m vae_core data mnist fashion-mnist cifar10`")
     return root

@@ -24,7 +24,7 @@ def registry(monkeypatch) -> dict:
         ("second", 0): made_record(0, 31.0),
     }
     monkeypatch.setattr(reproduction, "EXPERIMENTS", {"first": first, "second": second})
-    monkeypatch.setattr(reproduction, "read_record", lambda e, seed, _out: records.get((e.name, seed)))
+    monkeypatch.setattr(experiments, "read_record", lambda e, seed, _out: records.get((e.name, seed)))
     return records
 
 

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 from vae_core import data, experiments
 
@@ -65,7 +65,7 @@ def _print_rows(rows: list[tuple[str, ...]]) -> None:
 def _list(options: argparse.Namespace) -> None:
     rows = [("NAME", "DATA", "EPOCHS", "SEEDS", "TFLOP", "RECORD", "SOURCE")]
     for e in experiments.EXPERIMENTS.values():
-        seeds = ",".join(map(str, (e.seed, *e.more_seeds)))
+        seeds = ",".join(map(str, e.seeds))
         state = _state(experiments.record_path(e, e.seed, options.out))
         rows.append((e.name, e.dataset, str(e.epochs), seeds, f"{e.cost / 1e12:.2f}", state, e.source))
     _print_rows(rows)
@@ -94,14 +94,12 @@ def _reproduce(options: argparse.Namespace) -> None:
 def _table(options: argparse.Namespace) -> None:
     rows = [("EXPERIMENT", "FIGURE", "PRINTED", "OBTAINED", "SEEDS", "SECONDS", "DEVICE")]
     for e in experiments.EXPERIMENTS.values():
-        found = [experiments.read_record(e, seed, options.out) for seed in (e.seed, *e.more_seeds)]
-        records = [record for record in found if record]
+        records = experiments.valid_records(e, options.out)
         for figure in ("loss", "reconstruction", "kl") if records else ():
-            values = [record["test"][figure] for record in records]
-            spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+            obtained = experiments.spread(record["test"][figure] for record in records)
             printed = f"{e.printed[figure]:.2f}" if figure in e.printed else "not printed"
             seconds, device = f"{mean(r['wall_seconds'] for r in records):.0f}", records[0]["device"]
-            rows.append((e.name, figure, printed, f"{mean(values):.2f}{spread}", str(len(values)), seconds, device))
+            rows.append((e.name, figure, printed, obtained, str(len(records)), seconds, device))
     _print_rows(rows)
 
 

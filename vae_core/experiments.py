@@ -3,11 +3,12 @@
 import json
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -50,6 +51,11 @@ class Experiment:
         return json.loads(json.dumps(own | {"epochs": epochs, "seed": seed}))
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds that `reproduce` runs, its own first."""
+        return self.seed, *self.more_seeds
+
+    @property
     def cost(self) -> float:
         """Floating-point operations of training: 6 per parameter, image and epoch (forward 2, backward 4)."""
         n, shape = SIZES[self.dataset]
@@ -61,11 +67,6 @@ class Experiment:
 SIZES = {"digits": (1437, (1, 8, 8)), "mnist": (60_000, (1, 28, 28)), "fashion-mnist": (60_000, (1, 28, 28))}
 SIZES["cifar10"] = (50_000, (3, 32, 32))
 THESIS_TRAINING = dict(batch_size=128, learning_rate=1e-3, weight_decay=1e-5, reduction="sum")
-
-
-def _digits() -> Iterator[Experiment]:
-    network = dict(latent_dim=2, hidden=(256, 128))
-    yield Experiment("digits-d2", "this book, chapter 00", "digits", 60, 0, network, dict(batch_size=64))
 
 
 def _chen() -> Iterator[Experiment]:
@@ -83,7 +84,10 @@ def _chen() -> Iterator[Experiment]:
     yield Experiment("chen-cifar10-fc", source, "cifar10", 25, 723, network, THESIS_TRAINING, (0, 1), printed)
 
 
-EXPERIMENTS = {experiment.name: experiment for experiment in (*_digits(), *_chen())}
+DIGITS = Experiment(
+    "digits-d2", "this book, chapter 00", "digits", 60, 0, dict(latent_dim=2, hidden=(256, 128)), dict(batch_size=64)
+)
+EXPERIMENTS = {experiment.name: experiment for experiment in (DIGITS, *_chen())}
 
 
 def find(name: str) -> Experiment:
@@ -113,10 +117,21 @@ def read_record(experiment: Experiment, seed: int, out: Path) -> Record | None:
         return None
 
 
+def valid_records(experiment: Experiment, out: Path) -> list[Record]:
+    """The valid records of an experiment over its seeds."""
+    return [record for seed in experiment.seeds if (record := read_record(experiment, seed, out))]
+
+
+def spread(values: Iterable[float]) -> str:
+    """Mean ± standard deviation, to two decimals; the mean alone of a single value."""
+    values = list(values)
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
 def pending(out: Path, only: str = "*") -> list[tuple[Experiment, int]]:
     """(experiment, seed) pairs without a valid record whose name matches the pattern `only`, cheapest first."""
     chosen = sorted((e for e in EXPERIMENTS.values() if fnmatch(e.name, only)), key=lambda e: e.cost)
-    pairs = [(e, seed) for e in chosen for seed in (e.seed, *e.more_seeds)]
+    pairs = [(e, seed) for e in chosen for seed in e.seeds]
     return [(e, seed) for e, seed in pairs if read_record(e, seed, out) is None]
 
 
