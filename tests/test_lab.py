@@ -1,6 +1,5 @@
 """The sliders as a reader moves them: in a real JupyterLab, with a real kernel, in a real browser."""
 
-import contextlib
 import os
 import re
 import subprocess
@@ -52,15 +51,17 @@ def address(server: subprocess.Popen, log: Path) -> str:
 
 
 def run_the_cell(page):
-    """Run the first cell until its picture is there: a key pressed before the kernel is ready is lost."""
-    picture = page.locator(".jp-OutputArea img").first
-    for _ in range(8):
-        page.locator(".jp-CodeCell .cm-content").first.click(timeout=90_000)
+    """Run the first cell and wait for its picture. Keys pressed before the kernel is connected are lost, silently."""
+    prompt = page.locator(".jp-CodeCell .jp-InputArea-prompt").first
+    for _ in range(60):
+        page.locator(".jp-CodeCell .cm-content").first.click(timeout=120_000)
         page.keyboard.press("Shift+Enter")
-        with contextlib.suppress(TimeoutError):
-            picture.wait_for(timeout=20_000)
-            return picture
-    raise AssertionError(page.locator(".jp-Notebook").inner_text())
+        page.wait_for_timeout(2_000)
+        if prompt.inner_text() != "[ ]:":  # [*]: while it runs, then [1]:
+            break
+    picture = page.locator(".jp-OutputArea img").first
+    picture.wait_for(timeout=120_000)
+    return picture
 
 
 def test_a_slider_moves_the_picture_in_jupyterlab(lab, browser):
