@@ -8,6 +8,10 @@ from pathlib import Path
 from statistics import mean
 
 from vae_core import data, experiments
+from vae_core.catalogue import EXPERIMENTS, find
+from vae_core.records import RunInProgressError, default_out, read_record, record_path, spread, valid_records
+
+LOSSES = ("loss", "reconstruction", "kl")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 def _shared_options() -> list[argparse.ArgumentParser]:
     root, out, device = shared = [argparse.ArgumentParser(add_help=False) for _ in range(3)]
     root.add_argument("--data-root", type=Path, metavar="DIR", help="where data sets are kept (VAE_CORE_DATA, data/)")
-    out.add_argument("--out", type=Path, metavar="DIR", default=experiments.default_out(), help="where records lie")
+    out.add_argument("--out", type=Path, metavar="DIR", default=default_out(), help="where records lie")
     device.add_argument("--device", default="auto", help="auto, cpu or cuda")
     return shared
 
@@ -64,9 +68,9 @@ def _print_rows(rows: list[tuple[str, ...]]) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     rows = [("NAME", "DATA", "EPOCHS", "SEEDS", "TFLOP", "RECORD", "SOURCE")]
-    for e in experiments.EXPERIMENTS.values():
+    for e in EXPERIMENTS.values():
         seeds = ",".join(map(str, e.seeds))
-        state = _state(experiments.record_path(e, e.seed, options.out))
+        state = _state(record_path(e, e.seed, options.out))
         rows.append((e.name, e.dataset, str(e.epochs), seeds, f"{e.cost / 1e12:.2f}", state, e.source))
     _print_rows(rows)
 
@@ -82,21 +86,29 @@ def _state(path: Path) -> str:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
+    """Every rank of `torchrun` walks the same list and takes what nobody else has: a lock per record shares it out."""
     todo = experiments.pending(options.out, options.only)
     print(f"{len(todo)} runs without a valid record among those that match {options.only!r}")
     for k, (experiment, seed) in enumerate(todo, 1):
+        if read_record(experiment, seed, options.out):
+            continue  # another process made it meanwhile
         print(f"[{k}/{len(todo)}] {experiment.name}, seed {seed}", flush=True)
         run = dict(seed=seed, device=options.device, data_root=options.data_root, out=options.out, resume=True)
-        record, _ = experiments.run(experiment.name, **run)
+        try:
+            record, _ = experiments.run(experiment.name, **run)
+        except RunInProgressError:
+            print(f"[{k}/{len(todo)}] another process is at it", flush=True)
+            continue
         print(f"[{k}/{len(todo)}] test loss {record['test']['loss']:.3f} in {record['wall_seconds']:.0f} s", flush=True)
 
 
 def _table(options: argparse.Namespace) -> None:
     rows = [("EXPERIMENT", "FIGURE", "PRINTED", "OBTAINED", "SEEDS", "SECONDS", "DEVICE")]
-    for e in experiments.EXPERIMENTS.values():
-        records = experiments.valid_records(e, options.out)
-        for figure in ("loss", "reconstruction", "kl") if records else ():
-            obtained = experiments.spread(record["test"][figure] for record in records)
+    for e in EXPERIMENTS.values():
+        records = valid_records(e, options.out)
+        more = [figure for figure in e.printed if figure not in LOSSES]
+        for figure in (*LOSSES, *more) if records else ():
+            obtained = spread(record["test"][figure] for record in records)
             printed = f"{e.printed[figure]:.2f}" if figure in e.printed else "not printed"
             seconds, device = f"{mean(r['wall_seconds'] for r in records):.0f}", records[0]["device"]
             rows.append((e.name, figure, printed, obtained, str(len(records)), seconds, device))
@@ -119,9 +131,9 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    experiment = experiments.find(options.name)
+    experiment = find(options.name)
     seed = experiment.seed if options.seed is None else options.seed
-    before = _epochs(experiments.record_path(experiment, seed, options.out))
+    before = _epochs(record_path(experiment, seed, options.out))
     record, path = experiments.run(
         options.name, epochs=options.epochs, seed=options.seed, device=options.device,
         data_root=options.data_root, out=options.out, resume=options.resume,

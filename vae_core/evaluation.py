@@ -1,13 +1,13 @@
 """Figures on held-out data. Models are put in evaluation mode for it and left as they were."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from vae_core.objectives import elbo_terms
+from vae_core.objectives import code_log_likelihood, elbo_terms
 
 
 def evaluate(
@@ -23,18 +23,57 @@ def evaluate(
     Raises ValueError for images of another shape than the model's, or for none.
     Source: Chen §4.1, listing A.2 (one sampled code, batch norm by its running averages).
     """
-    if len(x) == 0:
-        raise ValueError("x must hold at least one image, got none")
-    device = next(model.parameters()).device
-    sums = {"reconstruction": 0.0, "kl": 0.0}
-    with _evaluation_mode(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        for batch in x.split(batch_size):
-            _, terms = elbo_terms(model, batch.to(device), num_samples, kl)
-            for name in sums:
-                sums[name] += terms[name].double().sum().item()
-    means = {name: total / len(x) for name, total in sums.items()}
+        means = _mean_terms(model, x, lambda batch: elbo_terms(model, batch, num_samples, kl)[1], batch_size)
     return {"loss": means["reconstruction"] + means["kl"], **means, "n": len(x)}
+
+
+def reconstruction_at_code(model: nn.Module, x: Tensor, batch_size: int = 1000) -> float:
+    r"""The mean of −log p(x|z) at the code z = f(x) itself, nats per datum: an auto-encoder's test loss.
+
+    For a VAE, whose code is the mean of q, it is lower than its reconstruction error and part of no bound.
+    Raises ValueError as `evaluate` does. Source: Saleh §4.1.4.
+    """
+    return _mean_terms(model, x, lambda batch: code_log_likelihood(model, batch)[1], batch_size)["reconstruction"]
+
+
+def reconstruction_mse(model: nn.Module, x: Tensor, target: Tensor | None = None, batch_size: int = 1000) -> float:
+    r"""The mean squared error per pixel of the reconstructions of x, against x itself or a `target`.
+
+    .. math:: \frac1{ND}\sum_n\|\hat x(x_n)-t_n\|^2
+
+    With corrupted images x and the clean ones as target it says how much of the corruption was taken out.
+    Raises ValueError if the shapes differ, and as `evaluate` does. Source: Saleh §4.1.4.
+    """
+    target = x if target is None else target
+    if target.shape != x.shape:
+        raise ValueError(f"target must have the shape of x, {tuple(x.shape)}, got {tuple(target.shape)}")
+
+    def squared_error(batch: Tensor) -> dict[str, Tensor]:  # x and target side by side, (B, 2, C, H, W)
+        clean = batch[:, 1]
+        return {"mse": (model.reconstruct(batch[:, 0]) - clean).square().flatten(1).mean(1)}
+
+    return _mean_terms(model, torch.stack((x, target), 1), squared_error, batch_size)["mse"]
+
+
+def corrupt(x: Tensor, probability: float, seed: int = 0) -> Tensor:
+    r"""Images whose pixels are hit, each with this probability, by outliers; same shape, uint8.
+
+    .. math:: \tilde x_j = \min(1,\ x_j + b_j\,|\epsilon_j|), \qquad b_j \sim \mathrm{Bernoulli}(\nu),\quad
+              \epsilon_j \sim \mathcal N(0, 1)
+
+    `x` is uint8. The same seed gives the same corruption. Raises ValueError unless 0 ≤ ν ≤ 1, TypeError for
+    another dtype. Source: Saleh §4.1.4 states no law; this one is its author's public code, clipped to [0, 1].
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability must be in [0, 1], got {probability!r}")
+    if x.dtype != torch.uint8:
+        raise TypeError(f"x must be uint8 images, got {x.dtype}")
+    draws = torch.Generator().manual_seed(seed)
+    hit = torch.rand(x.shape, generator=draws, dtype=torch.float32) < probability
+    outliers = torch.randn(x.shape, generator=draws, dtype=torch.float32).abs_() * hit
+    return (x + outliers * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def kl_per_unit(model: nn.Module, x: Tensor, batch_size: int = 1000) -> Tensor:
@@ -69,6 +108,21 @@ def entropy_floor(x: Tensor) -> float:
     if len(x) == 0 or x.min() < 0 or x.max() > 1:
         raise ValueError(f"x must hold images with values in [0, 1], got shape {tuple(x.shape)}")
     return -(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).double().sum().item() / len(x)
+
+
+def _mean_terms(
+    model: nn.Module, x: Tensor, terms: Callable[[Tensor], dict[str, Tensor]], batch_size: int
+) -> dict[str, float]:
+    """Means over images of what `terms(batch)` returns, (B,) each, with the model in evaluation mode."""
+    if len(x) == 0:
+        raise ValueError("x must hold at least one image, got none")
+    device = next(model.parameters()).device
+    sums: dict[str, float] = {}
+    with _evaluation_mode(model):
+        for batch in x.split(batch_size):
+            for name, values in terms(batch.to(device)).items():
+                sums[name] = sums.get(name, 0.0) + values.double().sum().item()
+    return {name: total / len(x) for name, total in sums.items()}
 
 
 @contextlib.contextmanager

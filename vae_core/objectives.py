@@ -24,6 +24,14 @@ class LatentVariableModel(Protocol):
     def likelihood(self, z: Tensor) -> Distribution: ...  # p(x|z), batch (K, B)
 
 
+class Autoencoder(Protocol):
+    """What a code and its decoding need of a model."""
+
+    def encode(self, x: Tensor) -> Tensor: ...  # z (B, d)
+
+    def likelihood(self, z: Tensor) -> Distribution: ...  # p(x|z), batch (B,)
+
+
 def log_weights(model: LatentVariableModel, x: Tensor, num_samples: int = 1) -> Tensor:
     r"""The log importance weights of K draws from q, shape (K, B), nats.
 
@@ -78,6 +86,18 @@ def iwae_bound(model: LatentVariableModel, x: Tensor, num_samples: int) -> Tenso
     K = 1 is the ELBO in its Monte Carlo form. Source: Burda, Grosse and Salakhutdinov (2016), eq. (8).
     """
     return log_weights(model, x, num_samples).logsumexp(0) - log(num_samples)
+
+
+def code_log_likelihood(model: Autoencoder, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""What a deterministic auto-encoder maximises, and its one term: both (B,), nats. No bound on log p(x).
+
+    .. math:: \log p(x\,|\,z = f(x)), \qquad \text{reconstruction} = -\log p(x\,|\,z = f(x))
+
+    It is the ELBO's first term for a q without width, and without the KL, which would then be infinite.
+    Source: Saleh §4.1.4.
+    """
+    log_likelihood = model.likelihood(model.encode(x)).log_prob(x)
+    return log_likelihood, {"reconstruction": -log_likelihood}
 
 
 def _draw(model: LatentVariableModel, x: Tensor, num_samples: int) -> tuple[Distribution, Tensor, Tensor]:

@@ -37,6 +37,8 @@ def fit(
     checkpoint: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    after_epoch: Callable[[nn.Module], dict[str, float]] | None = None,
+    identity: str = "",
 ) -> History:
     r"""Train `model` on the images `x` by Adam on minus the objective; returns one row per epoch.
 
@@ -51,15 +53,17 @@ def fit(
     `reduction="sum"` with weight decay w is what the thesis' listing does; it equals `"mean"` with w/|B|.
     The same seed on the same machine gives the same parameters, bit for bit on a CPU; the caller's random
     state is left as it was. With `checkpoint`, everything needed to go on is written there after each
-    epoch; `resume=True` goes on from it. Without a `runtime` the model trains where it is. It comes back in
-    evaluation mode.
+    epoch; `resume=True` goes on from it; `identity` is kept there too, for what else makes a run what it is (a
+    hash of its config, say). The figures that `after_epoch(model)` returns are added to the epoch's row: a test
+    loss, for a curve. It may draw random numbers; training goes on as if it had not. Without a `runtime` the
+    model trains where it is. It comes back in evaluation mode.
 
     Raises ValueError for settings out of range or a checkpoint of another run, TypeError for images of another dtype,
     FileExistsError if the checkpoint exists and `resume` is False, and NonFiniteLossError.
     Source: Chen Algorithm 1, listing A.2 (`train`).
     """
     settings = dict(batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay)
-    settings |= dict(reduction=reduction, seed=seed, n=len(x))
+    settings |= dict(reduction=reduction, seed=seed, n=len(x), identity=identity)
     _check(epochs, settings, model)
     unit_interval(x[:1])  # refuse a wrong dtype before anything moves
     device = runtime.device if runtime else next(model.parameters()).device
@@ -76,6 +80,7 @@ def fit(
                 _check_finite(sums, model, good, len(history) + 1)
                 row = dict(zip(names, (sums.double().sum(0) / len(x)).tolist(), strict=True))
                 history.append({"epoch": len(history) + 1, **row, "seconds": time.perf_counter() - start})
+                history[-1] |= _undisturbed(after_epoch, model) if after_epoch else {}
                 bar.set_postfix({k: f"{v:.2f}" for k, v in row.items() if k in ("loss", "kl")})
                 if checkpoint:
                     _save(Path(checkpoint), model, optimizer, history, settings)
@@ -128,6 +133,14 @@ def _step(model, batch, objective, optimizer, reduction) -> tuple[Tensor, dict[s
     loss.backward()
     optimizer.step()
     return value, terms
+
+
+def _undisturbed(function: Callable[[nn.Module], dict[str, float]], model: nn.Module) -> dict[str, float]:
+    """What `function(model)` returns, with random state and training mode left as they were."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        figures = function(model)
+    model.train()
+    return figures
 
 
 def _check_finite(sums: Tensor, model: nn.Module, good: dict, epoch: int) -> None:

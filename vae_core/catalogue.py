@@ -1,0 +1,162 @@
+"""The named experiments of the source documents: what each trains, on what, with which settings."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from vae_core.models import conv_vae, mlp_autoencoder, mlp_vae
+
+NETWORKS = {"mlp_vae": mlp_vae, "conv_vae": conv_vae, "mlp_autoencoder": mlp_autoencoder}
+IMAGES = {  # number of training images, and their shape
+    "digits": (1437, (1, 8, 8)),
+    "mnist": (60_000, (1, 28, 28)),
+    "fashion-mnist": (60_000, (1, 28, 28)),
+    "cifar10": (50_000, (3, 32, 32)),
+    "svhn": (73_257, (3, 32, 32)),
+}
+ALWAYS_IN_CONFIG = ("name", "source", "dataset", "model", "training")
+IN_CONFIG_WHERE_SET = ("label", "corruption", "track_test")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment, complete but for the machine.
+
+    `model` are the arguments of a function of `models`, which its key `network` names (`mlp_vae` without it);
+    `training` those of `fit`. `seed` is its own, `more_seeds` are those that `reproduce` runs beside it.
+    `label` keeps the images of one class only; `corruption` is the share of training pixels that
+    `evaluation.corrupt` hits; `track_test` tests after every epoch. `printed` holds what the source printed, by
+    the names of a record's test figures; `weights` says whether a whole run keeps them.
+    """
+
+    name: str
+    source: str
+    dataset: str
+    epochs: int
+    seed: int
+    model: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    more_seeds: tuple[int, ...] = ()
+    printed: dict[str, float] = field(default_factory=dict)
+    weights: bool = False
+    label: int | None = None
+    corruption: float = 0.0
+    track_test: bool = False
+
+    def config(self, epochs: int, seed: int) -> dict[str, Any]:
+        """What determines a run's figures, as a record keeps it."""
+        defaults = {f.name: f.default for f in fields(self)}
+        names = [name for name in IN_CONFIG_WHERE_SET if getattr(self, name) != defaults[name]]
+        own = {name: getattr(self, name) for name in (*ALWAYS_IN_CONFIG, *names)}
+        return json.loads(json.dumps(own | {"epochs": epochs, "seed": seed}))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds that `reproduce` runs, its own first."""
+        return self.seed, *self.more_seeds
+
+    def network(self) -> nn.Module:
+        """The untrained model, initialised from torch's random state."""
+        arguments = dict(self.model)
+        return NETWORKS[arguments.pop("network", "mlp_vae")](IMAGES[self.dataset][1], **arguments)
+
+    @property
+    def cost(self) -> float:
+        """Floating-point operations of training: 6 per multiply-add, image and epoch (forward 2, backward 4)."""
+        n = IMAGES[self.dataset][0] if self.label is None else IMAGES[self.dataset][0] // 10
+        return 6.0 * multiply_adds(self.network) * n * self.epochs
+
+
+def multiply_adds(make: Any) -> int:
+    """Multiply-adds of one image's way through the model that `make()` builds (dense and convolutional layers)."""
+    counts: list[int] = []
+
+    def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        places = (inputs[0] if isinstance(module, nn.ConvTranspose2d) else output)[0, 0].numel()
+        counts.append(module.weight.numel() * (places if module.weight.dim() == 4 else 1))
+
+    with torch.device("meta"):
+        model = make().eval()
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                module.register_forward_hook(count)
+        x = torch.zeros(1, *model.input_shape)
+        model.likelihood(model.posterior(x).mean if hasattr(model, "posterior") else model.encode(x))
+    return sum(counts)
+
+
+THESIS = dict(batch_size=128, learning_rate=1e-3, weight_decay=1e-5, reduction="sum")
+ADAM = dict(batch_size=128, learning_rate=1e-3)
+
+
+def _chen() -> Iterator[Experiment]:
+    """The thesis: dense networks over d on MNIST and Fashion-MNIST; dense against convolutional on CIFAR-10."""
+    for short, dataset, source, seed in (
+        ("mnist", "mnist", "Chen §4.2, listing A.3", 723),
+        ("fashion", "fashion-mnist", "Chen §4.3, listing A.4", 237),
+    ):
+        for d in (2, 5, 10, 15, 20, 25):
+            headline = dict(more_seeds=(0, 1), weights=True) if d in (2, 20) else {}
+            yield Experiment(f"chen-{short}-d{d}", source, dataset, 20, seed, dict(latent_dim=d), THESIS, **headline)
+    source, cnn = "Chen §4.4, Table 4.3", dict(network="conv_vae", latent_dim=256)
+    printed = {"loss": 1864.54, "reconstruction": 1847.17, "kl": 17.37}
+    yield Experiment("chen-cifar10-fc", source, "cifar10", 25, 723, dict(latent_dim=256), THESIS, (0, 1), printed)
+    printed = {"loss": 1822.52, "reconstruction": 1779.06, "kl": 43.46}
+    yield Experiment(
+        "chen-cifar10-cnn", source, "cifar10", 25, 723, cnn, THESIS, (0, 1), printed, weights=True, track_test=True
+    )
+    yield Experiment("svhn-cnn", "Chen listing A.2 (loads SVHN, trains nothing on it)", "svhn", 25, 723, cnn, THESIS)
+
+
+def _irvin() -> Iterator[Experiment]:
+    """One tanh layer of 500. Data, optimiser and batch size are not printed, nor can N_z = 2's result be read."""
+    lowest = {3: (133.74, 136.30), 50: (100.47, 100.78)}
+    for d in (2, 3, 50):
+        network = dict(latent_dim=d, hidden=(500,), activation="tanh", batch_norm=False)
+        printed = dict(zip(("lowest_train_loss", "lowest_test_loss"), lowest.get(d, ()), strict=False))
+        yield Experiment(
+            f"irvin-z{d}",
+            "Irvin §3",
+            "mnist",
+            550,
+            0,
+            network,
+            dict(batch_size=256, learning_rate=1e-3),
+            printed=printed,
+            weights=d == 2,
+            track_test=True,
+        )
+
+
+def _saleh() -> Iterator[Experiment]:
+    """Activation, optimiser, epochs and seed are not printed; they are read from the author's public code."""
+    source, network = "Saleh §4", dict(hidden=(400, 256, 128), batch_norm=False)
+    for name, dataset, k, epochs, label in (
+        ("saleh-mnist-k2", "mnist", 2, 30, None),
+        ("saleh-fashion-k2", "fashion-mnist", 2, 30, None),
+        ("saleh-boots-k2", "fashion-mnist", 2, 20, 9),
+        ("saleh-boots-k20", "fashion-mnist", 20, 20, 9),
+    ):
+        settings = dict(more_seeds=(2, 3) if label else (), weights=True, label=label, track_test=True)
+        yield Experiment(name, source, dataset, epochs, 1, network | dict(latent_dim=k), ADAM, **settings)
+    for kind, k, percent in ((kind, k, p) for k in (2, 10, 50) for p in (0, 10, 30) for kind in ("vae", "autoencoder")):
+        name, model = f"saleh-robustness-{kind}-k{k}-n{percent}", dict(network=f"mlp_{kind}", latent_dim=k) | network
+        source = "Saleh §4.1.4, robustness"
+        yield Experiment(name, source, "mnist", 10, 1, model, ADAM, (2, 3), corruption=percent / 100)
+
+
+DIGITS = Experiment(
+    "digits-d2", "this book, chapter 00", "digits", 60, 0, dict(latent_dim=2, hidden=(256, 128)), dict(batch_size=64)
+)
+EXPERIMENTS = {experiment.name: experiment for experiment in (DIGITS, *_chen(), *_irvin(), *_saleh())}
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name; ValueError names the known ones."""
+    if name not in EXPERIMENTS:
+        raise ValueError(f"unknown experiment {name!r}; known: {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
