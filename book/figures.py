@@ -6,15 +6,16 @@ import matplotlib.pyplot as plt
 import torch
 
 from vae_core import plots
+from vae_core.catalogue import find
 from vae_core.data import load
-from vae_core.experiments import build, find
+from vae_core.experiments import build
 from vae_core.objectives import elbo_terms
 from vae_core.training import fit
 
 
 def main() -> None:
     experiment, digits = find("digits-d2"), load("digits")
-    model = build(experiment, digits, experiment.seed)
+    model = build(experiment, experiment.seed)
     fit(model, digits.x_train, elbo_terms, epochs=experiment.epochs, seed=experiment.seed, **experiment.training)
     grid = plots.grid_codes(17, extent=3.0)
     with torch.no_grad():

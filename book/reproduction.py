@@ -4,7 +4,8 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
-from vae_core.experiments import EXPERIMENTS, Experiment, Record, default_out, spread, valid_records
+from vae_core.catalogue import EXPERIMENTS, Experiment
+from vae_core.records import Record, default_out, spread, valid_records
 
 PAGE = Path(__file__).with_name("reproduction.md")
 FIGURES = ("loss", "reconstruction", "kl")

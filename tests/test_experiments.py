@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_data import made_arrays
 
-from vae_core import data, experiments
+from vae_core import catalogue, data, experiments, records
 from vae_core.__main__ import main
 from vae_core.evaluation import evaluate
 from vae_core.models import mlp_vae
@@ -64,8 +64,8 @@ def recorded(tmp_path_factory) -> Path:
 def test_list_shows_every_experiment_and_whether_it_is_recorded(recorded, capsys):
     assert main(["list", "--out", str(recorded)]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert [line.split()[0] for line in lines] == list(experiments.EXPERIMENTS)
-    for line, experiment in zip(lines, experiments.EXPERIMENTS.values(), strict=True):
+    assert [line.split()[0] for line in lines] == list(catalogue.EXPERIMENTS)
+    for line, experiment in zip(lines, catalogue.EXPERIMENTS.values(), strict=True):
         assert line.split()[1:3] == [experiment.dataset, str(experiment.epochs)]
         assert line.split()[3].split(",")[0] == str(experiment.seed)
         assert experiment.source in line
@@ -77,7 +77,7 @@ def test_list_shows_every_experiment_and_whether_it_is_recorded(recorded, capsys
 def test_list_without_any_record_says_so(tmp_path, capsys):
     assert main(["list", "--out", str(tmp_path / "absent")]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert [" none " in line for line in lines] == [True] * len(experiments.EXPERIMENTS)
+    assert [" none " in line for line in lines] == [True] * len(catalogue.EXPERIMENTS)
     assert names_in(tmp_path) == []
 
 
@@ -86,7 +86,7 @@ def test_list_names_a_record_that_it_cannot_read(content, tmp_path, capsys):
     (tmp_path / "digits-d2.json").write_text(content)
     assert main(["list", "--out", str(tmp_path)]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert len(rows) == 1 + len(experiments.EXPERIMENTS)
+    assert len(rows) == 1 + len(catalogue.EXPERIMENTS)
     assert "unreadable: digits-d2.json" in next(row for row in rows if row.startswith("digits-d2 "))
 
 
@@ -141,10 +141,10 @@ def test_the_recorded_test_loss_is_the_sum_of_its_terms_and_above_the_floor(reco
 @pytest.mark.parametrize("seed", [0, 5])
 def test_a_record_is_what_build_fit_and_evaluate_give_with_its_seed(seed, tmp_path):
     assert run(tmp_path, "--epochs", 1, "--seed", seed) == 0
-    experiment, digits = experiments.find("digits-d2"), data.load("digits")
-    model = experiments.build(experiment, digits, seed)
+    experiment, digits = catalogue.find("digits-d2"), data.load("digits")
+    model = experiments.build(experiment, seed)
     history = fit(model, digits.x_train, elbo_terms, epochs=1, seed=seed, progress=False, **experiment.training)
-    record = read(experiments.record_path(experiment, seed, tmp_path))
+    record = read(records.record_path(experiment, seed, tmp_path))
     assert timeless(record["history"]) == timeless(history)
     assert evaluate(model, digits.x_test, seed=seed).items() <= record["test"].items()
 
@@ -358,10 +358,13 @@ def test_resuming_without_an_interrupted_run_is_a_run(recorded, tmp_path):
 @pytest.fixture
 def two_experiments(monkeypatch) -> dict:
     """The registry reduced to two small experiments on digits, the dearer one first, one with another seed."""
-    small = replace(experiments.find("digits-d2"), name="small", epochs=1, more_seeds=(7,), printed={"loss": 30.0})
+    small = replace(catalogue.find("digits-d2"), name="small", epochs=1, more_seeds=(7,), printed={"loss": 30.0})
     large = replace(small, name="large", epochs=2, more_seeds=(), printed={}, weights=True)
-    monkeypatch.setattr(experiments, "EXPERIMENTS", {"large": large, "small": small})
-    return experiments.EXPERIMENTS
+    registry = {"large": large, "small": small}
+    for module in (catalogue, experiments, main.__globals__):
+        patch = monkeypatch.setitem if isinstance(module, dict) else monkeypatch.setattr
+        patch(module, "EXPERIMENTS", registry)
+    return registry
 
 
 def test_reproduce_runs_what_is_missing_cheapest_first(two_experiments, tmp_path, capsys):
@@ -381,9 +384,9 @@ def test_reproduce_runs_only_what_matches(two_experiments, tmp_path):
 @pytest.mark.parametrize("change", [{"epochs": 5}, {"training": {}}, {"model": {"latent_dim": 3}}])
 def test_a_record_of_another_definition_is_not_valid(change, two_experiments, tmp_path):
     experiments.run("small", out=tmp_path, device="cpu", progress=False)
-    small = experiments.find("small")
-    assert experiments.read_record(small, 0, tmp_path)["name"] == "small"
-    assert experiments.read_record(replace(small, **change), 0, tmp_path) is None
+    small = catalogue.find("small")
+    assert records.read_record(small, 0, tmp_path)["name"] == "small"
+    assert records.read_record(replace(small, **change), 0, tmp_path) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
@@ -405,9 +408,15 @@ def test_the_table_sets_mean_and_spread_beside_the_printed_number(two_experiment
     assert len(others) == 2
 
 
-def test_cost_counts_six_operations_per_parameter_image_and_epoch():
-    thesis = experiments.find("chen-mnist-d20")
-    assert thesis.cost == 6 * 1_144_376 * 60_000 * 20
+def test_cost_counts_six_operations_per_multiply_add_image_and_epoch():
+    thesis = catalogue.find("chen-mnist-d20")
+    dense = 784 * 512 + 512 * 256 + 256 * 128
+    assert thesis.cost == 6 * (2 * dense + 2 * 128 * 20 + 20 * 128) * 60_000 * 20
+
+
+def test_cost_of_a_convolution_counts_every_place():
+    convolutions = 16 * (16 * 16 * 3 * 32 + 8 * 8 * 32 * 64 + 4 * 4 * 64 * 128)
+    assert catalogue.multiply_adds(catalogue.find("chen-cifar10-cnn").network) == 2 * convolutions + 3 * 2048 * 256
 
 
 # Weights
@@ -415,7 +424,7 @@ def test_cost_counts_six_operations_per_parameter_image_and_epoch():
 
 def test_recorded_weights_give_the_recorded_figures(two_experiments, tmp_path):
     record, _ = experiments.run("large", out=tmp_path, device="cpu", progress=False)
-    model = experiments.load_trained("large", tmp_path)
+    model = records.load_trained("large", tmp_path)
     figures = evaluate(model, data.load("digits").x_test, seed=0)
     assert not model.training
     assert figures["loss"] == pytest.approx(record["test"]["loss"], abs=0.02)  # 16-bit weights
@@ -429,20 +438,20 @@ def test_only_a_whole_run_with_its_own_seed_keeps_weights(change, two_experiment
 
 def test_weights_that_are_not_there_name_the_command_that_makes_them(two_experiments, tmp_path):
     with pytest.raises(FileNotFoundError, match="python -m vae_core run large"):
-        experiments.load_trained("large", tmp_path)
+        records.load_trained("large", tmp_path)
     with pytest.raises(ValueError, match="small keeps no weights"):
-        experiments.load_trained("small", tmp_path)
+        records.load_trained("small", tmp_path)
 
 
 def test_damaged_or_foreign_weights_are_refused(two_experiments, tmp_path):
     path = tmp_path / "large.safetensors"
     path.write_bytes(b"no weights")
     with pytest.raises(ValueError, match=re.escape(str(path))):
-        experiments.load_trained("large", tmp_path)
+        records.load_trained("large", tmp_path)
     other = mlp_vae((1, 8, 8), 3, hidden=(256, 128))
-    experiments.save_weights(other, path)
+    records.save_weights(other, path)
     with pytest.raises(ValueError, match="python -m vae_core run large"):
-        experiments.load_trained("large", tmp_path)
+        records.load_trained("large", tmp_path)
 
 
 # The thesis' network and figures
@@ -453,22 +462,20 @@ def test_damaged_or_foreign_weights_are_refused(two_experiments, tmp_path):
     [(2, 1_137_428), (5, 1_138_586), (10, 1_140_516), (15, 1_142_446), (20, 1_144_376), (25, 1_146_306)],
 )
 def test_the_thesis_network_has_its_number_of_parameters(latent_dim, count):
-    thesis = experiments.find("chen-mnist-d20")
+    thesis = catalogue.find("chen-mnist-d20")
     thesis = replace(thesis, model=thesis.model | {"latent_dim": latent_dim}) if latent_dim != 20 else thesis
-    x, y = torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
-    model = experiments.build(thesis, data.Dataset("mnist", x, y, x, y), seed=0)
-    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    assert sum(parameter.numel() for parameter in thesis.network().parameters()) == count
 
 
 def test_a_seed_builds_one_network_and_another_seed_another():
-    digits, d = experiments.find("digits-d2"), data.load("digits")
-    first, again, other = (experiments.build(digits, d, seed).mean.weight for seed in (3, 3, 4))
+    digits = catalogue.find("digits-d2")
+    first, again, other = (experiments.build(digits, seed).mean.weight for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_the_training_arguments_are_the_thesis_ones():
-    training = experiments.find("chen-mnist-d20").training
+    training = catalogue.find("chen-mnist-d20").training
     assert training == {"batch_size": 128, "learning_rate": 1e-3, "weight_decay": 1e-5, "reduction": "sum"}
 
 
@@ -481,7 +488,7 @@ def test_one_epoch_on_mnist(data_root, tmp_path):
 
 
 def test_the_committed_mnist_record_is_of_these_images(data_root):
-    path = experiments.default_out() / "chen-mnist-d20.json"
+    path = records.default_out() / "chen-mnist-d20.json"
     if not path.exists():
         pytest.skip("chen-mnist-d20 is not recorded: run `python -m vae_core run chen-mnist-d20`")
     assert read(path)["data_sha256"] == data.load("mnist", data_root).sha256

@@ -26,6 +26,8 @@ MAY_IMPORT = {
     "plots": set(),
     "widgets": {"plots"},
 }
+MAY_IMPORT["catalogue"] = {"models"}  # the definitions of the named experiments
+MAY_IMPORT["records"] = {"catalogue", "data", "runtime"}  # what their runs leave behind
 MAY_IMPORT["experiments"] = set(MAY_IMPORT) - EVERYTHING_BUT
 MAY_IMPORT["__main__"] = MAY_IMPORT["experiments"] | {"experiments"}
 

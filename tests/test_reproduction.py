@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import reproduction
 
-from vae_core import experiments
+from vae_core import catalogue
+from vae_core import records as kept
 
 
 def made_record(seed: int, loss: float) -> dict:
@@ -16,7 +17,7 @@ def made_record(seed: int, loss: float) -> dict:
 @pytest.fixture
 def registry(monkeypatch) -> dict:
     """Two experiments of one source, one of them with a printed loss, and the records that `records` holds."""
-    first = replace(experiments.find("digits-d2"), name="first", source="A source", more_seeds=(1,))
+    first = replace(catalogue.find("digits-d2"), name="first", source="A source", more_seeds=(1,))
     second = replace(first, name="second", more_seeds=(), printed={"loss": 31.5, "kl": 9.5})
     records = {
         ("first", 0): made_record(0, 30.0),
@@ -24,7 +25,7 @@ def registry(monkeypatch) -> dict:
         ("second", 0): made_record(0, 31.0),
     }
     monkeypatch.setattr(reproduction, "EXPERIMENTS", {"first": first, "second": second})
-    monkeypatch.setattr(experiments, "read_record", lambda e, seed, _out: records.get((e.name, seed)))
+    monkeypatch.setattr(kept, "read_record", lambda e, seed, _out: records.get((e.name, seed)))
     return records
 
 
@@ -65,4 +66,4 @@ def test_what_is_not_recorded_is_named(registry):
 
 def test_the_committed_page_names_every_experiment():
     text = reproduction.page()
-    assert [name for name in experiments.EXPERIMENTS if f"`{name}`" not in text] == []
+    assert [name for name in catalogue.EXPERIMENTS if f"`{name}`" not in text] == []
