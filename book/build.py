@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import performance
 import reproduction
 import yaml
 
@@ -48,6 +49,7 @@ def config(execute: bool) -> dict:
 def html(execute: bool, out: Path) -> int:
     """Run jupyter-book; its exit code. Says at the end which file to open."""
     reproduction.write()
+    performance.write()
     with tempfile.TemporaryDirectory() as folder:
         config_path = Path(folder) / "_config.yml"
         config_path.write_text(yaml.safe_dump(config(execute)))

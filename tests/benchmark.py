@@ -1,55 +1,127 @@
-"""Images per second of our training loop against the thesis' way, as a ratio within one run (`make bench`).
+"""Our training loop against other people's and against the limit of the machine (`make bench`).
 
-Both train the thesis' network (d = 20) on the first 12,800 real MNIST images; the peer is
-`thesis_oracle`, with its DataLoader, its image-by-image transform and its `.item()` after every step.
+Every figure is images per second of one pass over the first 12,800 real MNIST images at batch 128, the
+median of interleaved rounds, so that both sides see the same machine. It prints one table and writes
+`book/results/bench-cpu.json` (or `bench-cuda.json`), from which the page "Performance" is made.
+
+The limit is the matrix products of a step alone, with the same shapes: forward x Wᵀ, backward gᵀ x and
+g W, for each dense layer of the thesis' network with d = 20 (the first layer needs no g W).
 """
 
 import argparse
+import shutil
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import peers
 import torch
-from thesis_oracle import ThesisVAE, train_epoch
-from torch.utils.data import DataLoader, Subset
-from torchvision import datasets, transforms
+from torch import Tensor, nn
 
 from vae_core.data import load
+from vae_core.experiments import find
 from vae_core.models import mlp_vae
 from vae_core.objectives import elbo_terms
+from vae_core.records import commit, default_out, versions, write_record
+from vae_core.runtime import Runtime
 from vae_core.training import fit
 
-N = 12_800
+N, BATCH = 12_800, 128
+Pass = Callable[[], None]
 
 
-def ours(x: torch.Tensor) -> float:
-    model = mlp_vae((1, 28, 28), 20)
+def ours(x: Tensor, runtime: Runtime, network: dict, training: dict, objective: Callable = elbo_terms) -> Pass:
+    model = mlp_vae((1, 28, 28), **network)
+    training = {"epochs": 1, "progress": False, "runtime": runtime} | training
+    return lambda: fit(model, x, objective, **training)
+
+
+def products(runtime: Runtime) -> Pass:
+    """The matrix products of all steps of a pass, and nothing else."""
+    layers = [m for m in mlp_vae((1, 28, 28), 20).modules() if isinstance(m, nn.Linear)]
+    weights = [layer.weight.detach().to(runtime.device) for layer in layers]
+    inputs = [torch.randn(BATCH, w.shape[1], device=runtime.device) for w in weights]
+    gradients = [torch.randn(BATCH, w.shape[0], device=runtime.device) for w in weights]
+
+    def one_pass() -> None:
+        for _ in range(N // BATCH):
+            for k, (x, w, g) in enumerate(zip(inputs, weights, gradients, strict=True)):
+                torch.mm(x, w.t())
+                torch.mm(g.t(), x)
+                if k > 0:
+                    torch.mm(g, w)
+
+    return one_pass
+
+
+def rate(one_pass: Pass, runtime: Runtime) -> float:
     start = time.perf_counter()
-    fit(model, x, elbo_terms, epochs=1, weight_decay=1e-5, reduction="sum", progress=False)
+    one_pass()
+    if runtime.device.type == "cuda":
+        torch.cuda.synchronize()
     return N / (time.perf_counter() - start)
 
 
-def thesis_way(loader: DataLoader) -> float:
-    net = ThesisVAE(784, 20)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3, weight_decay=1e-5)
-    start = time.perf_counter()
-    train_epoch(net, optimizer, loader)
-    return N / (time.perf_counter() - start)
+def compare(what: str, mine: Pass, other: Pass, target: float, rounds: int, runtime: Runtime) -> dict:
+    """One row: medians of both rates and of their ratio, with its range."""
+    mine(), other()  # warm up
+    pairs = [(rate(mine, runtime), rate(other, runtime)) for _ in range(rounds)]
+    ratios = sorted(a / b for a, b in pairs)
+    row = {
+        "what": what,
+        "ours": statistics.median(a for a, _ in pairs),
+        "other": statistics.median(b for _, b in pairs),
+    }
+    row |= {"ratio": statistics.median(ratios), "low": ratios[0], "high": ratios[-1], "target": target}
+    print(f"{what:48s} {row['ours']:9.0f} {row['other']:9.0f} {row['ratio']:6.2f}", end=" ")
+    print(f"({ratios[0]:.2f} to {ratios[-1]:.2f}), target {target:.2f}", flush=True)
+    return row
+
+
+def rows(x: Tensor, root: Path, runtime: Runtime, rounds: int) -> list[dict]:
+    def against(what: str, peer: peers.Peer, target: float) -> dict:
+        network, training, their_pass = peer
+        return compare(what, ours(x, runtime, network, training), their_pass, target, rounds, runtime)
+
+    on_cuda, network = runtime.device.type == "cuda", dict(latent_dim=20)
+    limit = products(runtime)
+    plain = ours(x, runtime, network, peers.THESIS)
+    table = [compare("share of the matrix products' rate", plain, limit, 0.75, rounds, runtime)]
+    if shutil.which("g++") and not on_cuda:
+        compiled = ours(x, runtime, network, peers.THESIS, torch.compile(elbo_terms))
+        table.append(compare("the same, objective under torch.compile", compiled, limit, 0.75, rounds, runtime))
+        way = peers.thesis_way(root, N, runtime.device)[2]
+        table.append(compare("thesis' way, objective under torch.compile", compiled, way, 3, rounds, runtime))
+    table.append(against("thesis' way", peers.thesis_way(root, N, runtime.device), 50 if on_cuda else 3))
+    table.append(against("PyTorch's example", peers.pytorch_example(root, N, runtime.device), 1))
+    if peer := peers.pythae(x, runtime.device):
+        table.append(against("Pythae's trainer", peer, 1))
+    return [*table, quality(x, runtime, rounds)]
+
+
+def quality(x: Tensor, runtime: Runtime, rounds: int) -> dict:
+    """Wall time of the thesis' 20 epochs over that of the preset `fast`, from rates measured side by side."""
+    thesis, fast = find("chen-mnist-d20"), find("fast-mnist-d20")
+    passes = [ours(x, runtime, e.model, dict(e.training)) for e in (fast, thesis)]
+    row = compare("preset fast, epochs' share counted", *passes, 4, rounds, runtime)
+    scale = thesis.epochs / fast.epochs
+    return row | {key: row[key] * scale for key in ("ratio", "low", "high")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path(__file__).resolve().parent.parent / "data")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path, default=default_out())
     options = parser.parse_args()
+    runtime = Runtime.detect(options.device)
     x = load("mnist", options.data_root).x_train[:N]
-    images = datasets.MNIST(options.data_root, transform=transforms.ToTensor(), download=True)
-    loader = DataLoader(Subset(images, range(N)), batch_size=128, shuffle=True)
-    pairs = [(ours(x), thesis_way(loader)) for _ in range(options.rounds)]  # interleaved, so both see the same machine
-    ratios = sorted(a / b for a, b in pairs)
-    print(f"ours        {statistics.median(a for a, _ in pairs):8.0f} images/s (median of {options.rounds})")
-    print(f"thesis' way {statistics.median(b for _, b in pairs):8.0f} images/s")
-    print(f"ratio       {statistics.median(ratios):8.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f})")
+    print(f"{runtime.describe()}; images per second\n{'':48s} {'ours':>9s} {'other':>9s}  ratio")
+    table = rows(x, options.data_root, runtime, options.rounds)
+    record = {"command": "make bench", "commit": commit(), "device": runtime.describe(), "versions": versions()}
+    write_record(record | {"rounds": options.rounds, "rows": table}, options.out / f"bench-{runtime.device.type}.json")
 
 
 if __name__ == "__main__":

@@ -443,15 +443,60 @@ def test_weights_that_are_not_there_name_the_command_that_makes_them(two_experim
         records.load_trained("small", tmp_path)
 
 
-def test_damaged_or_foreign_weights_are_refused(two_experiments, tmp_path):
-    path = tmp_path / "large.safetensors"
-    path.write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=re.escape(str(path))):
-        records.load_trained("large", tmp_path)
-    other = mlp_vae((1, 8, 8), 3, hidden=(256, 128))
-    records.save_weights(other, path)
-    with pytest.raises(ValueError, match="python -m vae_core run large"):
-        records.load_trained("large", tmp_path)
+@pytest.fixture
+def with_weights(two_experiments, tmp_path) -> Path:
+    """The weights of `large`, beside its record."""
+    experiments.run("large", out=tmp_path, device="cpu", progress=False)
+    return tmp_path / "large.safetensors"
+
+
+def assert_weights_refused(kind: type[Exception], path: Path, reason: str) -> None:
+    with pytest.raises(kind) as caught:
+        records.load_trained("large", path.parent)
+    assert "\n" not in str(caught.value)
+    for words in (str(path.with_suffix("")), reason, f"python -m vae_core run large --out {path.parent}"):
+        assert words in str(caught.value)
+
+
+def forget_hash(path: Path) -> None:
+    """Make the record one of those that were written before records held the SHA-256 of their weights."""
+    record = read(path)
+    del record["weights_sha256"]
+    path.write_text(json.dumps(record))
+
+
+def test_weights_of_another_run_than_the_records_are_refused(with_weights):
+    records.save_weights(experiments.build(catalogue.find("large"), 1), with_weights)
+    assert_weights_refused(ValueError, with_weights, "SHA-256")
+
+
+def test_weights_without_a_record_are_refused(with_weights):
+    with_weights.with_suffix(".json").unlink()
+    assert_weights_refused(FileNotFoundError, with_weights, "large.json is not there")
+
+
+def test_weights_beside_the_record_of_a_shorter_run_are_refused(with_weights):
+    experiments.run("large", epochs=1, out=with_weights.parent, device="cpu", progress=False)
+    assert_weights_refused(ValueError, with_weights, "whole run")
+
+
+@pytest.mark.parametrize("change", [{"training": {}}, {"corruption": 0.5}, {"model": {"latent_dim": 3}}])
+def test_weights_of_another_definition_are_refused(change, with_weights, two_experiments, monkeypatch):
+    monkeypatch.setitem(two_experiments, "large", replace(two_experiments["large"], **change))
+    assert_weights_refused(ValueError, with_weights, "as it is defined now")
+
+
+def test_weights_of_a_record_without_their_hash_are_loaded(with_weights):
+    forget_hash(with_weights.with_suffix(".json"))
+    assert not records.load_trained("large", with_weights.parent).training
+
+
+def test_damaged_or_foreign_weights_of_a_record_without_their_hash_are_refused(with_weights):
+    forget_hash(with_weights.with_suffix(".json"))
+    with_weights.write_bytes(b"no weights")
+    assert_weights_refused(ValueError, with_weights, "does not hold the weights")
+    records.save_weights(mlp_vae((1, 8, 8), 3, hidden=(256, 128)), with_weights)
+    assert_weights_refused(ValueError, with_weights, "does not hold the weights")
 
 
 # The thesis' network and figures

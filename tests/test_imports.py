@@ -21,7 +21,9 @@ MAY_IMPORT = {
     "networks": set(),
     "models": {"distributions", "likelihoods", "networks"},
     "objectives": {"distributions"},
-    "training": {"runtime"},
+    "checkpoints": {"runtime"},  # the parts of training: what a run needs to go on,
+    "steps": {"runtime"},  # and one step on each kind of device
+    "training": {"runtime", "checkpoints", "steps"},
     "evaluation": {"objectives", "inference"},
     "plots": set(),
     "widgets": {"plots"},

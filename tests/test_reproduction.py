@@ -18,7 +18,7 @@ def made_record(seed: int, loss: float) -> dict:
 def registry(monkeypatch) -> dict:
     """Two experiments of one source, one of them with a printed loss, and the records that `records` holds."""
     first = replace(catalogue.find("digits-d2"), name="first", source="A source", more_seeds=(1,))
-    second = replace(first, name="second", more_seeds=(), printed={"loss": 31.5, "kl": 9.5})
+    second = replace(first, name="second", more_seeds=(), printed={"loss": 31.5, "kl": 9.0})
     records = {
         ("first", 0): made_record(0, 30.0),
         ("first", 1): made_record(1, 32.0),
@@ -29,26 +29,61 @@ def registry(monkeypatch) -> dict:
     return records
 
 
-def row_of(name: str) -> list[str]:
-    line = next(line for line in reproduction.page().splitlines() if line.startswith(f"| `{name}`"))
-    return [cell.strip() for cell in line.strip("|").split("|")]
+def rows_of(name: str) -> list[list[str]]:
+    lines = [line for line in reproduction.page().splitlines() if line.startswith(f"| `{name}`")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_a_row_gives_mean_and_spread_over_seeds_and_the_excess_over_the_floor(registry):
     spread = "± 1.41"  # of 30 and 32
-    _, _, loss, reconstruction, kl, excess, active, seeds, seconds = row_of("first")
+    ((_, loss, reconstruction, kl, excess, active, seeds, seconds),) = rows_of("first")
     assert (loss, reconstruction, excess) == (f"31.00 {spread}", f"21.00 {spread}", "16.00")
     assert (kl, active, seeds, seconds) == ("10.00 ± 0.00", "2, 2", "2", "3")
 
 
-def test_printed_numbers_stand_beside_ours_and_a_dash_where_there_are_none(registry):
-    assert row_of("first")[1] == "–"
-    assert row_of("second")[1:3] == ["31.50 / 9.50", "31.00"]
+def test_printed_numbers_stand_beside_ours_with_difference_and_verdict(registry):
+    loss, kl, _ = rows_of("second")
+    assert loss[1:] == ["A source: loss", "31.50", "31.00", "-0.50", "agrees", "3", "cpu: made up"]
+    assert kl[1:6] == ["A source: KL", "9.00", "10.00", "+1.00", "ours is higher"]
+
+
+@pytest.mark.parametrize(
+    ("printed", "values", "verdict"),
+    [
+        (10.0, [10.4], "agrees"),
+        (10.0, [10.6], "ours is higher"),
+        (10.0, [9.0, 11.5], "agrees"),
+        (10.0, [8.9, 9.0, 9.1], "ours is lower"),
+    ],
+)
+def test_the_verdict_allows_for_what_seeds_do(printed, values, verdict):
+    assert reproduction.verdict(printed, values) == verdict
+
+
+def test_the_two_models_of_the_robustness_sweep_stand_side_by_side(monkeypatch):
+    def pair(kind: str, mse: float) -> tuple:
+        record = made_record(1, 30.0) | {"history": [{}]}
+        return catalogue.find(f"saleh-robustness-{kind}-k10-n30"), [record | {"test": {"mse": mse}}]
+
+    text = reproduction.robustness_section([pair("vae", 0.02), pair("autoencoder", 0.01)])
+    assert "| 10 | 0.3 | 20.00 | 10.00 | 20.00 | 10.00 | 1 + 1 |" in text
+    assert reproduction.robustness_section([pair("vae", 0.02)]) == ""
+
+
+def test_an_ablation_is_set_against_the_run_that_it_changes():
+    changed = made_record(723, 33.0)
+    changed["test"] |= {"loss_at_mean_code": 28.0, "loss_with_batch_statistics": 35.0}
+    group = [(catalogue.find("ablation-no-batch-norm"), [changed])]
+    text = reproduction.ablation_section(group, [made_record(0, 30.0), made_record(1, 32.0)])
+    assert "| `chen-mnist-d20` | 31.00 ± 1.41 | +0.00 | – | – | 2, 2 |" in text
+    assert "| `ablation-no-batch-norm` | 33.00 | +2.00 | 28.00 | 35.00 | 2 |" in text
 
 
 def test_every_row_has_as_many_cells_as_its_head(registry):
-    lines = [line for line in reproduction.page().splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in lines}) == 1
+    tables = [part for part in reproduction.page().split("\n\n") if part.startswith("|")]
+    assert len(tables) == 2
+    for part in tables:
+        assert len({line.count("|") for line in part.splitlines()}) == 1
 
 
 def test_sources_become_sections_that_name_data_and_device(registry):

@@ -543,3 +543,69 @@ def test_a_unit_that_follows_the_prior_costs_nothing(x):
 def test_kl_per_unit_needs_images(x):
     with refused(ValueError, "x", "at least one image"):
         kl_per_unit(network(), x[:0])
+
+
+# After each epoch
+
+
+def disturb(model: nn.Module) -> dict[str, float]:
+    """Figures at the price of random numbers, another seed and another mode."""
+    model.eval()
+    torch.manual_seed(len(list(model.parameters())))
+    return {"draw": torch.rand(1000).mean().item()}
+
+
+def test_figures_after_each_epoch_join_its_row(x):
+    sums = []
+
+    def after_epoch(model: VAE) -> dict[str, float]:
+        sums.append(flat(model).sum().item())
+        return {"sum": sums[-1], "twice": 2 * sums[-1]}
+
+    model, history = train(x, epochs=3, after_epoch=after_epoch)
+    assert [(row["sum"], row["twice"]) for row in history] == [(value, 2 * value) for value in sums]
+    assert len(set(sums)) == 3
+    assert sums[-1] == flat(model).sum().item()
+    assert [set(row) for row in history] == [{"epoch", "loss", "reconstruction", "kl", "seconds", "sum", "twice"}] * 3
+
+
+def test_figures_after_each_epoch_do_not_disturb_training(x):
+    (disturbed, rows), (alone, expected) = train(x, epochs=3, after_epoch=disturb), train(x, epochs=3)
+    assert same_state(disturbed, alone)
+    assert [row.pop("draw") > 0 for row in rows] == [True] * 3
+    assert timeless(rows) == timeless(expected)
+
+
+def test_the_last_figure_is_that_of_the_trained_model(x):
+    model, history = train(x, after_epoch=lambda model: evaluate(model, x, seed=3))
+    assert evaluate(model, x, seed=3).items() <= history[-1].items()
+
+
+def test_an_interrupted_run_keeps_the_figures_of_its_epochs(x, tmp_path):
+    settings = dict(epochs=4, after_epoch=lambda model: {"test": evaluate(model, x)["kl"]})
+    with pytest.raises(KeyboardInterrupt):
+        train(x, changed_at(10, interrupt), checkpoint=tmp_path / "c.pt", **settings)
+    resumed, history = train(x, checkpoint=tmp_path / "c.pt", resume=True, **settings)
+    whole, expected = train(x, **settings)
+    assert same_state(resumed, whole)
+    assert timeless(history) == timeless(expected)
+
+
+# Whose checkpoint it is
+
+
+def test_a_checkpoint_of_another_identity_is_refused(x, tmp_path):
+    path = tmp_path / "c.pt"
+    train(x, epochs=1, checkpoint=path, identity="digits")
+    settings = dict(epochs=2, resume=True)
+    assert_refused_and_untouched(ValueError, x, path, "'digits'", "'letters'", identity="letters", **settings)
+    assert_refused_and_untouched(ValueError, x, path, "'digits'", "''", **settings)
+
+
+def test_a_checkpoint_of_the_same_identity_goes_on(x, tmp_path):
+    path = tmp_path / "c.pt"
+    train(x, epochs=1, checkpoint=path, identity="digits")
+    resumed, history = train(x, epochs=2, checkpoint=path, resume=True, identity="digits")
+    whole, expected = train(x, epochs=2)
+    assert same_state(resumed, whole)
+    assert timeless(history) == timeless(expected)

@@ -136,8 +136,10 @@ def _run(options: argparse.Namespace) -> None:
     before = _epochs(record_path(experiment, seed, options.out))
     record, path = experiments.run(
         options.name, epochs=options.epochs, seed=options.seed, device=options.device,
-        data_root=options.data_root, out=options.out, resume=options.resume,
+        data_root=options.data_root, out=options.out, resume=options.resume, together=True,
     )  # fmt: skip
+    if "test" not in record:
+        return  # not the first of several processes: that one tells
     figures = record["test"]
     print(f"{record['name']}: {len(record['history'])} epochs, seed {record['seed']}, {record['device']}")
     print(f"test loss             {figures['loss']:9.3f} nats per image ({figures['n']} images)")

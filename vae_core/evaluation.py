@@ -1,13 +1,15 @@
 """Figures on held-out data. Models are put in evaluation mode for it and left as they were."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
+from math import log
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from vae_core.objectives import code_log_likelihood, elbo_terms
+from vae_core.objectives import code_log_likelihood, elbo_terms, log_weights
 
 
 def evaluate(
@@ -76,6 +78,32 @@ def corrupt(x: Tensor, probability: float, seed: int = 0) -> Tensor:
     return (x + outliers * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
+def log_likelihood(
+    model: nn.Module, x: Tensor, num_samples: int = 1000, seed: int = 0, batch_size: int = 100, at_once: int = 50
+) -> Tensor:
+    r"""The importance-sampled log p(x) of each image, (N,), nats, with K = num_samples draws from q(z|x).
+
+    .. math:: \log\hat p(x) = \log\frac1K\sum_{k=1}^K w_k, \qquad
+              \log w_k = \log p(z_k) + \log p(x|z_k) - \log q(z_k|x)
+
+    p̂(x) is unbiased for p(x), so its logarithm is on average too small, the less the larger K is: a lower bound
+    that tightens (`objectives.iwae_bound`). It is a log-likelihood only for data that p(x|z) is a law of: binary
+    images for a Bernoulli decoder. `at_once` draws are decoded together. Same seed, same figures; the caller's
+    random state is left as it was. Raises ValueError as `evaluate` does, or unless num_samples is positive.
+    Source: Burda et al. (2016) §5; Rezende et al. (2014) appendix E.
+    """
+    if len(x) == 0 or num_samples < 1:
+        raise ValueError(f"one image and one sample at least, got {len(x)} and {num_samples}")
+    device, totals = next(model.parameters()).device, []
+    shares = [at_once] * (num_samples // at_once) + [num_samples % at_once] * (num_samples % at_once > 0)
+    with _evaluation_mode(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        for batch in x.split(batch_size):
+            parts = [log_weights(model, batch.to(device), share).double().logsumexp(0) for share in shares]
+            totals.append(torch.stack(parts).logsumexp(0) - log(num_samples))
+    return torch.cat(totals)
+
+
 def kl_per_unit(model: nn.Module, x: Tensor, batch_size: int = 1000) -> Tensor:
     r"""The mean KL of each latent unit over images, (d,), nats; their sum is the mean KL.
 
@@ -108,6 +136,19 @@ def entropy_floor(x: Tensor) -> float:
     if len(x) == 0 or x.min() < 0 or x.max() > 1:
         raise ValueError(f"x must hold images with values in [0, 1], got shape {tuple(x.shape)}")
     return -(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).double().sum().item() / len(x)
+
+
+def with_batch_statistics(model: nn.Module) -> nn.Module:
+    """A copy whose batch norm, in evaluation mode too, normalises by the batch at hand instead of running averages.
+
+    A datum's figures then depend on its neighbours, so they are those of no model; the copy is here to show by
+    how much. Without batch norm it is just a copy. Source: Chen §4.1 does not say which it reports.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.track_running_stats, module.running_mean, module.running_var = False, None, None
+    return model
 
 
 def _mean_terms(

@@ -1,9 +1,12 @@
 """Running the named experiments: data, model, training, test, record."""
 
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from vae_core.catalogue import EXPERIMENTS, Experiment, find
@@ -13,11 +16,13 @@ from vae_core.evaluation import (
     entropy_floor,
     evaluate,
     kl_per_unit,
+    log_likelihood,
     reconstruction_at_code,
     reconstruction_mse,
+    with_batch_statistics,
 )
 from vae_core.models import VAE
-from vae_core.objectives import code_log_likelihood, elbo_terms
+from vae_core.objectives import beta_elbo_terms, code_log_likelihood, elbo_terms, linear_warm_up
 from vae_core.records import (
     Record,
     config_hash,
@@ -67,23 +72,51 @@ def run(
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    together: bool = False,
 ) -> tuple[Record, Path]:
     """Train and test the experiment `name`, write its record, and return both record and path.
 
     `epochs` and `seed` default to the experiment's own. After each epoch a checkpoint stands beside the
-    record-to-be (`NAME.checkpoint.pt`); `resume` goes on from it; it goes when the record is written.
+    record-to-be (`NAME.checkpoint.pt`); it goes when the record is written. `resume` goes on from it; where
+    there is none but the record of this very run, the run is finished, and that record is returned as it is.
+    With `together` the processes that `torchrun` started train one model, each on its part of every batch; the
+    first one writes the record, and the others return it without its test figures.
 
     Raises ValueError for an unknown name, device, seed or epoch count, OSError if `out` cannot be
-    written, RunInProgressError if another process is at this record, all before training; and what
-    `data.load` and `training.fit` raise.
+    written or has too little room, RunInProgressError if another process is at this record, all before
+    training; and what `data.load` and `training.fit` raise.
     """
     experiment, runtime = find(name), Runtime.detect(device)
+    runtime = runtime if together else runtime.alone()
     seed = experiment.seed if seed is None else seed
     epochs = experiment.epochs if epochs is None else epochs
     path = record_path(experiment, seed, Path(out) if out is not None else default_out())
     check_writable(path.parent, "the folder for records", "choose another with --out")
-    with locked(path):
+    if runtime.rank > 0:
         return _run(experiment, epochs, seed, runtime, path, data_root, resume, progress), path
+    with locked(path):
+        _clear(path)
+        unfinished = path.with_suffix(".checkpoint.pt").exists()
+        done = read_record(replace(experiment, epochs=epochs), seed, path.parent) if resume and not unfinished else None
+        return done or _run(experiment, epochs, seed, runtime, path, data_root, resume, progress), path
+
+
+def _clear(path: Path) -> None:
+    """Remove what a killed process has left of the files it was writing; only for the holder of the lock."""
+    for leftover in path.parent.glob(f".{path.stem}.*-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _check_room(model: nn.Module, checkpoint: Path) -> None:
+    """Raise OSError unless there is room for a checkpoint (weights and Adam's two moments), the next one, and 1 MiB."""
+    state = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    needed = 3 * state * (1 if checkpoint.exists() else 2) + 2**20
+    free = shutil.disk_usage(checkpoint.parent).free
+    if free < needed:
+        raise OSError(
+            f"{checkpoint.parent} has {free / 1e6:.1f} MB free, but checkpoints, weights and record need "
+            f"{needed / 1e6:.1f} MB; make room, or choose another folder with --out"
+        )
 
 
 def _run(
@@ -99,24 +132,57 @@ def _run(
     dataset = load(experiment.dataset, data_root)
     record = describe(experiment, dataset, epochs, seed, runtime)
     model, dataset = build(experiment, seed), prepare(experiment, dataset, seed)
-    x_test, checkpoint = unit_interval(dataset.x_test), path.with_suffix(".checkpoint.pt")
-    objective = elbo_terms if isinstance(model, VAE) else code_log_likelihood
+    x_test, checkpoint = test_images(experiment, dataset, seed), path.with_suffix(".checkpoint.pt")
+    _check_room(model, checkpoint)
+    objective, anneal = objective_of(experiment, model)
     curve = (lambda m: {f"test_{k}": v for k, v in losses(m, x_test, seed).items()}) if experiment.track_test else None
     history = fit(
         model, dataset.x_train, objective, epochs=epochs, seed=seed, runtime=runtime, checkpoint=checkpoint,
-        resume=resume, progress=progress, after_epoch=curve, identity=config_hash(record), **experiment.training,
+        resume=resume, progress=progress, after_epoch=curve, anneal=anneal, identity=config_hash(record),
+        **experiment.training,
     )  # fmt: skip
+    if runtime.rank > 0:
+        return record
     wall_seconds = sum(row["seconds"] for row in history)  # of training, over all sessions of a resumed run
     record |= {"wall_seconds": wall_seconds, "history": history}
     record["test"] = test(model, x_test, seed) | lowest(history)
     if experiment.corruption:
         noisy = unit_interval(corrupt(dataset.x_test, experiment.corruption, seed + 1))
         record["test"]["mse_from_corrupted"] = reconstruction_mse(model, noisy, x_test)
+    if experiment.binarise:
+        record["test"] |= importance_sampled(model, x_test, seed)
     if experiment.weights and (epochs, seed) == (experiment.epochs, experiment.seed):
         record["weights_sha256"] = save_weights(model, path.with_suffix(".safetensors"))
     write_record(record, path)
     checkpoint.unlink(missing_ok=True)
     return record
+
+
+def objective_of(experiment: Experiment, model: nn.Module) -> tuple[Callable, Callable[[float], float] | None]:
+    """What the experiment maximises, and how its KL's weight changes, if it does."""
+    if experiment.kl_warm_up:
+        return beta_elbo_terms, linear_warm_up(experiment.kl_warm_up)
+    if experiment.binarise:
+        return binary_elbo_terms, None
+    return (elbo_terms if isinstance(model, VAE) else code_log_likelihood), None
+
+
+def test_images(experiment: Experiment, dataset: Dataset, seed: int) -> Tensor:
+    """The test images as floats in [0, 1]; binarised once, if the experiment is about binary images."""
+    x = unit_interval(dataset.x_test)
+    return torch.bernoulli(x, generator=torch.Generator().manual_seed(seed)) if experiment.binarise else x
+
+
+def binary_elbo_terms(model: VAE, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The ELBO of binary images that are drawn anew, each time, from grey ones (Salakhutdinov and Murray 2008)."""
+    return elbo_terms(model, torch.bernoulli(x))
+
+
+def importance_sampled(model: VAE, x: Tensor, seed: int, num_samples: int = 1000) -> dict[str, float]:
+    """log p(x) of the test images by importance sampling, nats: the mean, and its standard error over images."""
+    values = log_likelihood(model, x, num_samples, seed)
+    error = (values.std() / len(x) ** 0.5).item()
+    return {"log_likelihood": values.mean().item(), "log_likelihood_error": error, "importance_samples": num_samples}
 
 
 def losses(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
@@ -134,6 +200,8 @@ def test(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
     figures["mse"] = reconstruction_mse(model, x)
     if isinstance(model, VAE):
         figures["active_units"] = int((kl_per_unit(model, x) > 0.01).sum())
+        figures["loss_at_mean_code"] = reconstruction_at_code(model, x) + figures["kl"]
+        figures["loss_with_batch_statistics"] = losses(with_batch_statistics(model), x, seed)["loss"]
     return figures
 
 

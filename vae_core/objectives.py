@@ -3,6 +3,7 @@
 They work on any object with `prior`, `posterior(x)` and `likelihood(z)` that hand back distributions.
 """
 
+from collections.abc import Callable
 from math import log
 from typing import Protocol
 
@@ -75,6 +76,30 @@ def elbo(model: LatentVariableModel, x: Tensor, num_samples: int = 1, kl: str = 
     Raises ValueError for another `kl`, or unless num_samples is a positive integer.
     """
     return elbo_terms(model, x, num_samples, kl)[0]
+
+
+def beta_elbo_terms(
+    model: LatentVariableModel, x: Tensor, beta: float | Tensor, num_samples: int = 1, kl: str = "analytic"
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""The ELBO with its KL weighted by β, and the two terms themselves: each (B,), nats.
+
+    .. math:: \mathcal L_\beta(x) = \mathbb E_{q(z|x)}[\log p(x|z)] - \beta\,\mathrm{KL}(q(z|x)\,\|\,p(z))
+
+    For β ≥ 1 it is a lower bound on log p(x), for β < 1 it is none. Errors as in `elbo`.
+    Source: Higgins et al. (2017); with a rising β, Bowman et al. (2016).
+    """
+    _, terms = elbo_terms(model, x, num_samples, kl)
+    return -terms["reconstruction"] - beta * terms["kl"], terms
+
+
+def linear_warm_up(share: float) -> Callable[[float], float]:
+    """β as training goes on: from 0 to 1 over the first `share` of it, then 1. `progress` runs from 0 to 1.
+
+    Raises ValueError unless 0 < share ≤ 1. Source: Sønderby et al. (2016) §2.2.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share!r}")
+    return lambda progress: min(1.0, progress / share)
 
 
 def iwae_bound(model: LatentVariableModel, x: Tensor, num_samples: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import nn
 
 from vae_core import __version__
@@ -96,39 +96,58 @@ def save_weights(model: nn.Module, path: Path) -> str:
     half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     with replacing(path) as part:
         save_file({k: v.cpu().contiguous() for k, v in half.items()}, part)
+        part.chmod(0o644)  # safetensors lets nobody else read it
         return hashlib.sha256(part.read_bytes()).hexdigest()
 
 
 def load_trained(name: str, out: str | Path | None = None) -> nn.Module:
     """The recorded model of an experiment, in evaluation mode.
 
-    Raises ValueError for an unknown name, an experiment that keeps no weights, or weights of another network,
-    FileNotFoundError where they are not made yet; the last two say which command makes them.
+    Raises ValueError for an unknown name or an experiment that keeps no weights; for a record that is not of a
+    whole run of the experiment as it is defined now, and for weights of another network or another run than the
+    record's (by the SHA-256 in it); FileNotFoundError where either file is not made yet. All but the first two say
+    which command makes them.
     """
-    experiment, out = find(name), Path(out) if out is not None else default_out()
-    path = record_path(experiment, experiment.seed, out).with_suffix(".safetensors")
-    makes = f"`python -m vae_core run {name}` makes it"
+    experiment, folder = find(name), Path(out) if out is not None else default_out()
     if not experiment.weights:
         raise ValueError(f"the experiment {name} keeps no weights")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there; {makes}")
-    model = experiment.network()
+    makes = f"`python -m vae_core run {name}{f' --out {folder}' if out is not None else ''}` makes it"
+    path = record_path(experiment, experiment.seed, folder)
+    content, model = _recorded_weights(experiment, path, makes), experiment.network()
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(load(content))
     except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{path} does not hold the weights of {name}; {makes} anew") from error
+        raise ValueError(
+            f"{path.with_suffix('.safetensors')} does not hold the weights of {name}; {makes} anew"
+        ) from error
     return model.eval()
+
+
+def _recorded_weights(experiment: Experiment, path: Path, makes: str) -> bytes:
+    """The weights beside the record at `path`, if they are those that the record was written with."""
+    weights = path.with_suffix(".safetensors")
+    for file in (weights, path):
+        if not file.exists():
+            raise FileNotFoundError(f"{file} is not there; {makes}")
+    record, content = read_record(experiment, experiment.seed, path.parent), weights.read_bytes()
+    if record is None:
+        raise ValueError(f"{path} is no record of a whole run of {experiment.name} as it is defined now; {makes} anew")
+    if "weights_sha256" in record and record["weights_sha256"] != hashlib.sha256(content).hexdigest():
+        raise ValueError(f"{weights} is of another run than {path} (its SHA-256 differs); {makes} anew")
+    return content
 
 
 def describe(experiment: Experiment, dataset: Dataset, epochs: int, seed: int, runtime: Runtime) -> Record:
     """The part of a record that is known, and must be taken down, before training."""
-    command = f"python -m vae_core run {experiment.name}"
+    several = runtime.world_size > 1
+    launcher = f"torchrun --nproc-per-node {runtime.world_size}" if several else "python"
+    command = f"{launcher} -m vae_core run {experiment.name}"
     command += f" --epochs {epochs}" if epochs != experiment.epochs else ""
     command += f" --seed {seed}" if seed != experiment.seed else ""
     return {
         "name": experiment.name,
         "command": command,
-        "commit": _commit(),
+        "commit": commit(),
         "seed": seed,
         "device": runtime.describe(),
         "versions": versions(),
@@ -143,7 +162,7 @@ def versions() -> dict[str, str]:
     return {"vae_core": __version__, "python": platform.python_version(), "torch": torch.__version__, **found}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this checkout, with `-dirty` if `vae_core` differs from it; None outside of git."""
     here = Path(__file__).resolve().parent
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import distributed
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,29 @@ class Runtime:
             int(os.environ.get("WORLD_SIZE", 1)),
         )
 
+    def alone(self) -> "Runtime":
+        """The same device, as a run of its own."""
+        return Runtime(self.device)
+
+    @contextlib.contextmanager
+    def process_group(self) -> Iterator[None]:
+        """Join the other processes of the run, if there are any: gloo on CPUs, nccl on CUDA devices."""
+        if self.world_size == 1 or distributed.is_initialized():
+            yield
+            return
+        distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        try:
+            yield
+        finally:
+            distributed.destroy_process_group()
+
     def describe(self) -> str:
         """The device in words, as records print it: `"cpu: AMD EPYC, 2 threads"`."""
         if self.device.type == "cuda":
-            return f"cuda: {torch.cuda.get_device_name(self.device)}"
-        return f"cpu: {_processor()}, {torch.get_num_threads()} threads"
+            words = f"cuda: {torch.cuda.get_device_name(self.device)}"
+        else:
+            words = f"cpu: {_processor()}, {torch.get_num_threads()} threads"
+        return words + (f", {self.world_size} processes" if self.world_size > 1 else "")
 
 
 def _processor() -> str:

@@ -1,21 +1,22 @@
-"""The one training loop: maximise any objective, on any device, with a checkpoint per epoch."""
+"""The one training loop: maximise any objective on a CPU, a CUDA device or several processes."""
 
 import copy
 import os
 import time
 from collections.abc import Callable
-from math import inf
+from math import ceil, cos, inf, pi
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vae_core.runtime import Runtime, check_seed, replacing, unit_interval
+from vae_core import checkpoints
+from vae_core.runtime import Runtime, check_seed, unit_interval
+from vae_core.steps import GraphedStep, Step
 
 Objective = Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, dict[str, Tensor]]]
 History = list[dict[str, float]]
-CHECKPOINT_KEYS = {"model", "optimizer", "history", "rng", "settings"}
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -32,6 +33,8 @@ def fit(
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     reduction: str = "mean",
+    schedule: str = "constant",
+    anneal: Callable[[float], float] | None = None,
     seed: int = 0,
     runtime: Runtime | None = None,
     checkpoint: str | Path | None = None,
@@ -51,44 +54,58 @@ def fit(
     `epoch`, `loss` and the terms (training means per datum, nats) and `seconds`.
 
     `reduction="sum"` with weight decay w is what the thesis' listing does; it equals `"mean"` with w/|B|.
-    The same seed on the same machine gives the same parameters, bit for bit on a CPU; the caller's random
-    state is left as it was. With `checkpoint`, everything needed to go on is written there after each
-    epoch; `resume=True` goes on from it; `identity` is kept there too, for what else makes a run what it is (a
-    hash of its config, say). The figures that `after_epoch(model)` returns are added to the epoch's row: a test
-    loss, for a curve. It may draw random numbers; training goes on as if it had not. Without a `runtime` the
-    model trains where it is. It comes back in evaluation mode.
+    `schedule="one-cycle"` lets the learning rate rise over the first fifth of all steps and fall to nothing
+    by the last one; `learning_rate` is its peak. With `anneal` the objective is called with a third argument, a
+    tensor that holds `anneal(progress)`, progress from 0 to 1 over all steps: a β for `beta_elbo_terms`. The
+    same seed on the same machine gives the same parameters, bit for bit on a CPU; the caller's random state is
+    left as it was. The model comes back in evaluation mode.
+
+    With `checkpoint`, everything needed to go on is written there after each epoch; `resume=True` goes on
+    from it; `identity` is kept there too, for what else makes a run what it is (a hash of its config, say).
+    The figures that `after_epoch(model)` returns are added to the epoch's row: a test loss, for a curve. It
+    may draw random numbers; training goes on as if it had not.
+
+    Without a `runtime` the model trains where it is. On a CUDA device whole steps are captured in a graph and
+    nothing leaves the device within an epoch. If the `runtime` is one of several processes (`torchrun`), each
+    takes its part of every batch, and their gradients are averaged (torch's DistributedDataParallel): the same
+    loss as in one process, but each draws noise of its own, and batch norm sees only its own part.
 
     Raises ValueError for settings out of range or a checkpoint of another run, TypeError for images of another dtype,
     FileExistsError if the checkpoint exists and `resume` is False, and NonFiniteLossError.
-    Source: Chen Algorithm 1, listing A.2 (`train`).
+    Source: Chen Algorithm 1, listing A.2 (`train`); one cycle: Smith and Topin (2019).
     """
     settings = dict(batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay)
-    settings |= dict(reduction=reduction, seed=seed, n=len(x), identity=identity)
-    _check(epochs, settings, model)
+    settings |= dict(reduction=reduction, schedule=schedule, seed=seed, n=len(x), identity=identity)
+    settings |= dict(epochs=epochs) if anneal or schedule != "constant" else {}
+    runtime = runtime or Runtime(next(model.parameters()).device)
+    _check(epochs, settings, model, runtime.world_size)
     unit_interval(x[:1])  # refuse a wrong dtype before anything moves
-    device = runtime.device if runtime else next(model.parameters()).device
-    x, model = x.to(device), model.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    x, model, on_cuda = x.to(runtime.device), model.to(runtime.device), runtime.device.type == "cuda"
+    rates = dict(lr=learning_rate, weight_decay=weight_decay)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=on_cuda, **rates)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), runtime.process_group():
         torch.manual_seed(seed)
-        history = _restore(Path(checkpoint), model, optimizer, settings, epochs, resume) if checkpoint else []
+        history = _restore(checkpoint, model, optimizer, settings, epochs, resume)
+        parts = (model, x, objective, optimizer, reduction, runtime, anneal is not None)
+        step = GraphedStep(*parts) if on_cuda else Step(*parts)
+        pace = _Pace(settings, epochs, anneal)
         model.train()
-        with _progress_bar(epochs * len(x), len(history) * len(x), progress) as bar:
+        with _progress_bar(epochs * len(x), len(history) * len(x), progress and runtime.rank == 0) as bar:
             while len(history) < epochs:
                 start, good = time.perf_counter(), copy.deepcopy(model.state_dict())
-                sums, names = _epoch(model, x, objective, optimizer, batch_size, reduction, bar)
+                sums, names = _epoch(step, batch_size, pace, len(history), bar)
                 _check_finite(sums, model, good, len(history) + 1)
                 row = dict(zip(names, (sums.double().sum(0) / len(x)).tolist(), strict=True))
                 history.append({"epoch": len(history) + 1, **row, "seconds": time.perf_counter() - start})
                 history[-1] |= _undisturbed(after_epoch, model) if after_epoch else {}
                 bar.set_postfix({k: f"{v:.2f}" for k, v in row.items() if k in ("loss", "kl")})
-                if checkpoint:
-                    _save(Path(checkpoint), model, optimizer, history, settings)
+                if checkpoint and runtime.rank == 0:
+                    checkpoints.save(Path(checkpoint), model, optimizer, history, settings)
     model.eval()
     return history
 
 
-def _check(epochs: int, settings: dict, model: nn.Module) -> None:
+def _check(epochs: int, settings: dict, model: nn.Module, processes: int) -> None:
     n, batch_size = settings["n"], settings["batch_size"]
     check_seed(settings["seed"])
     if type(epochs) is not int or epochs < 0:
@@ -97,16 +114,44 @@ def _check(epochs: int, settings: dict, model: nn.Module) -> None:
         raise ValueError("x must hold at least one image, got none")
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
-    if n % batch_size == 1 % batch_size and any(
-        isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules()
-    ):
+    smallest = (n % batch_size or batch_size) // processes
+    if smallest < 1:
+        raise ValueError(f"batch_size {batch_size} leaves one of {processes} processes without any of {n} images")
+    if smallest < 2 and any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules()):
         raise ValueError(f"batch_size {batch_size} leaves a batch of one among {n} images, and batch norm needs two")
     if not 0 < settings["learning_rate"] < inf:
         raise ValueError(f"learning_rate must be positive and finite, got {settings['learning_rate']!r}")
     if not 0 <= settings["weight_decay"] < inf:
         raise ValueError(f"weight_decay must not be negative or infinite, got {settings['weight_decay']!r}")
-    if settings["reduction"] not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', got {settings['reduction']!r}")
+    for name, known in (("reduction", ("mean", "sum")), ("schedule", ("constant", "one-cycle"))):
+        if settings[name] not in known:
+            raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {settings[name]!r}")
+
+
+def _restore(checkpoint, model, optimizer, settings, epochs, resume) -> History:
+    return checkpoints.restore(Path(checkpoint), model, optimizer, settings, epochs, resume) if checkpoint else []
+
+
+class _Pace:
+    """The learning rate, and the weight for an annealed objective, of the k-th step of an epoch."""
+
+    def __init__(self, settings: dict, epochs: int, anneal: Callable[[float], float] | None) -> None:
+        self.seed, self.peak = settings["seed"], settings["learning_rate"]
+        self.steps = ceil(settings["n"] / settings["batch_size"])
+        self.total = max(epochs * self.steps, 1)
+        self.rate = one_cycle if settings["schedule"] == "one-cycle" else lambda progress: 1.0
+        self.anneal = anneal or (lambda progress: 1.0)
+
+    def __call__(self, epoch: int, k: int) -> tuple[float, float]:
+        progress = (epoch * self.steps + k + 0.5) / self.total
+        return self.peak * self.rate(progress), self.anneal(progress)
+
+
+def one_cycle(progress: float, warm_up: float = 0.2) -> float:
+    """The share of the peak learning rate at `progress` in [0, 1]: half a cosine up, then half a cosine down."""
+    if progress < warm_up:
+        return 0.5 - 0.5 * cos(pi * progress / warm_up)
+    return 0.5 + 0.5 * cos(pi * (progress - warm_up) / (1 - warm_up))
 
 
 def _progress_bar(total: int, done: int, progress: bool) -> tqdm:
@@ -115,24 +160,15 @@ def _progress_bar(total: int, done: int, progress: bool) -> tqdm:
     return tqdm(total=total, initial=done, unit=" images", disable=disable)
 
 
-def _epoch(model, x, objective, optimizer, batch_size, reduction, bar) -> tuple[Tensor, list[str]]:
+def _epoch(step: Step, batch_size: int, pace: _Pace, epoch: int, bar) -> tuple[Tensor, list[str]]:
     """One pass over the data in random order; the sums of loss and terms of every step, (steps, 1 + terms)."""
     sums = []
-    for index in torch.randperm(len(x)).split(batch_size):
-        value, terms = _step(model, unit_interval(x[index.to(x.device)]), objective, optimizer, reduction)
-        sums.append(torch.stack([-value.sum(), *(term.sum() for term in terms.values())]).detach())
-        bar.update(len(index))
-    return torch.stack(sums), ["loss", *terms]  # nothing left the device until here
-
-
-def _step(model, batch, objective, optimizer, reduction) -> tuple[Tensor, dict[str, Tensor]]:
-    result = objective(model, batch)
-    value, terms = result if isinstance(result, tuple) else (result, {})
-    loss = -(value.mean() if reduction == "mean" else value.sum())
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return value, terms
+    order = torch.randperm(len(step.x))  # the same in every process
+    with step.own_noise(pace.seed, epoch):
+        for k, index in enumerate(order.split(batch_size)):
+            sums.append(step(index, *pace(epoch, k)))
+            bar.update(len(index))
+    return step.over_processes(torch.stack(sums)), ["loss", *step.names]  # nothing left the device until here
 
 
 def _undisturbed(function: Callable[[nn.Module], dict[str, float]], model: nn.Module) -> dict[str, float]:
@@ -152,50 +188,3 @@ def _check_finite(sums: Tensor, model: nn.Module, good: dict, epoch: int) -> Non
             f"the model is back at the end of epoch {epoch - 1}. A smaller learning_rate often helps; "
             "check that the images are in [0, 1] and that no logarithm is taken of a probability"
         )
-
-
-def _save(path: Path, model, optimizer, history: History, settings: dict) -> None:
-    rng = {"cpu": torch.get_rng_state()}
-    if next(model.parameters()).is_cuda:
-        rng["cuda"] = torch.cuda.get_rng_state(next(model.parameters()).device)
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-    with replacing(path) as part:
-        torch.save({**state, "rng": rng, "settings": settings}, part)
-
-
-def _restore(path: Path, model, optimizer, settings: dict, epochs: int, resume: bool) -> History:
-    """Load the checkpoint into model, optimizer and random state; the history so far, [] where there is none."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return []
-    if not resume:
-        raise FileExistsError(f"{path} holds an unfinished run; go on with --resume (resume=True), or delete it")
-    state = _read_checkpoint(path)
-    if state["settings"] != settings:
-        raise ValueError(f"{path} is of another run: its settings are {state['settings']}, asked for were {settings}")
-    if _shapes(state["model"]) != _shapes(model.state_dict()):
-        raise ValueError(f"{path} is of another network than the one to be trained; delete it to start anew")
-    if len(state["history"]) > epochs:
-        raise ValueError(f"{path} has done {len(state['history'])} epochs already, more than the {epochs} asked for")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"]["cpu"])
-    device = next(model.parameters()).device
-    if device.type == "cuda" and "cuda" in state["rng"]:
-        torch.cuda.set_rng_state(state["rng"]["cuda"], device)
-    return state["history"]
-
-
-def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in state.items()}
-
-
-def _read_checkpoint(path: Path) -> dict:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign or truncated file fails in as many ways as there are files
-        kind = type(error).__name__
-        raise ValueError(f"{path} is no complete checkpoint ({kind}); delete it to start anew") from error
-    if not isinstance(state, dict) or set(state) != CHECKPOINT_KEYS:
-        raise ValueError(f"{path} is no checkpoint of this loop; delete it to start anew")
-    return state

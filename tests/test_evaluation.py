@@ -1,0 +1,200 @@
+"""Figures on held-out images: reconstruction at the code, squared errors, and the corruption of images."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_data import refused
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from vae_core import data
+from vae_core.evaluation import corrupt, evaluate, reconstruction_at_code, reconstruction_mse
+from vae_core.models import VAE, conv_vae, mlp_autoencoder, mlp_vae
+from vae_core.objectives import elbo_terms
+from vae_core.training import fit
+
+SHAPE = (1, 4, 4)
+BUILDERS = {
+    "auto-encoder": lambda: mlp_autoencoder(SHAPE, 2, hidden=(7,)),
+    "VAE": lambda: mlp_vae(SHAPE, 2, hidden=(7,)),
+    "convolutional VAE": lambda: conv_vae(SHAPE, 2, channels=(3,)),
+}
+FIGURES = [reconstruction_at_code, reconstruction_mse]
+every_figure = pytest.mark.parametrize("figure", FIGURES)
+
+
+@pytest.fixture(params=BUILDERS.values(), ids=BUILDERS)
+def model(request) -> nn.Module:
+    """In training mode, with running averages that are not those of any batch here."""
+    model = request.param()
+    model.reconstruct(torch.rand(50, *SHAPE))
+    return model
+
+
+def trained_on_digits(likelihood: str = "bernoulli") -> tuple[VAE, Tensor]:
+    digits = data.load("digits")
+    torch.manual_seed(1)
+    model = mlp_vae((1, 8, 8), 2, hidden=(16, 8), likelihood=likelihood)
+    fit(model, digits.x_train, elbo_terms, epochs=5, batch_size=64, learning_rate=1e-2, progress=False)
+    return model, digits.x_test
+
+
+# reconstruction_at_code
+
+
+def test_reconstruction_at_the_code_is_the_cross_entropy_with_the_reconstruction(model):
+    x = torch.rand(9, *SHAPE)
+    figure = reconstruction_at_code(model, x)
+    with torch.no_grad():
+        s = model.eval().reconstruct(x).numpy()
+    cross_entropy = -(x.numpy() * np.log(s) + (1 - x.numpy()) * np.log1p(-s)).sum((1, 2, 3))
+    assert figure == pytest.approx(cross_entropy.mean(), rel=1e-10)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_a_trained_vae_reconstructs_better_at_its_code_than_at_a_sampled_one(likelihood, float32):
+    model, x = trained_on_digits(likelihood)
+    assert reconstruction_at_code(model, x) < evaluate(model, x)["reconstruction"]
+
+
+# reconstruction_mse
+
+
+def test_the_squared_error_is_that_of_numpy(model):
+    x, target = torch.rand(9, *SHAPE), torch.rand(9, *SHAPE)
+    itself, other = reconstruction_mse(model, x), reconstruction_mse(model, x, target)
+    with torch.no_grad():
+        reconstruction = model.eval().reconstruct(x).numpy()
+    assert itself == pytest.approx(np.mean((reconstruction - x.numpy()) ** 2), rel=1e-12)
+    assert other == pytest.approx(np.mean((reconstruction - target.numpy()) ** 2), rel=1e-12)
+
+
+def test_the_reconstruction_as_target_leaves_no_error(model):
+    x = torch.rand(9, *SHAPE)
+    with torch.no_grad():
+        reconstruction = model.eval().reconstruct(x)
+    assert reconstruction_mse(model, x, reconstruction) < 1e-30
+    assert reconstruction_mse(model, x) > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(8, *SHAPE), (9, 1, 4, 5), (9, 16), (1, *SHAPE)])
+def test_a_target_of_another_shape_is_refused(shape, model):
+    with refused(ValueError, "target must have the shape of x", (9, *SHAPE), shape):
+        reconstruction_mse(model, torch.rand(9, *SHAPE), torch.rand(shape))
+
+
+# Both
+
+
+@every_figure
+@pytest.mark.parametrize("batch_size", [1, 4, 9])
+def test_the_batch_size_does_not_change_the_figure(figure, batch_size, model):
+    x = torch.rand(9, *SHAPE)
+    assert figure(model, x, batch_size=batch_size) == pytest.approx(figure(model, x, batch_size=1000), rel=1e-12)
+
+
+@every_figure
+def test_a_figure_leaves_mode_state_and_random_state_as_they_were(figure, model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state, modes = torch.get_rng_state(), [module.training for module in model.modules()]
+    figure(model, torch.rand(9, *SHAPE, generator=torch.Generator().manual_seed(0)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [module.training for module in model.modules()] == modes
+
+
+@every_figure
+def test_no_images_are_refused(figure, model):
+    with refused(ValueError, "x must hold at least one image"):
+        figure(model, torch.rand(0, *SHAPE))
+
+
+@every_figure
+def test_images_of_another_shape_are_refused(figure, model):
+    with refused(ValueError, "x must be float images", "(3, 1, 4, 5)"):
+        figure(model, torch.rand(3, 1, 4, 5))
+
+
+# corrupt
+
+PIXELS = 1_000_000
+BLACK = torch.zeros(PIXELS, 1, 1, 1, dtype=torch.uint8)
+
+
+def law(probability: float) -> Tensor:
+    """P(pixel ≤ v) for v = 0, …, 254 of a black pixel: 255 |ε| rounded to v or less, or no hit at all."""
+    half_normal = 2 * Normal(0.0, 1.0).cdf((torch.arange(255) + 0.5) / 255) - 1
+    return 1 - probability + probability * half_normal
+
+
+@settings(deadline=None)
+@given(
+    images=st.lists(st.integers(0, 255), min_size=1, max_size=30),
+    probability=st.floats(0, 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_corruption_lowers_no_pixel_and_keeps_shape_and_dtype(images, probability, seed):
+    x = torch.tensor(images, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+    corrupted = corrupt(x, probability, seed)
+    assert (corrupted >= x).all()
+    assert (corrupted.dtype, corrupted.shape) == (torch.uint8, x.shape)
+    assert x.flatten().tolist() == images
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 1.0])
+def test_the_share_of_hit_pixels_is_the_probability(probability):
+    visible = 1 - law(probability)[0].item()  # an outlier below half a grey level rounds to nothing
+    share = (corrupt(BLACK, probability) > 0).double().mean().item()
+    assert abs(share - visible) < 6 * (visible * (1 - visible) / PIXELS) ** 0.5
+    assert visible == pytest.approx(probability, rel=2e-3)
+
+
+@pytest.mark.parametrize("probability", [0.1, 1.0])
+def test_outliers_on_black_are_half_normal_and_clipped_at_one(probability):
+    counts = corrupt(BLACK, probability).flatten().long().bincount(minlength=256)
+    found, expected = counts.cumsum(0)[:255] / PIXELS, law(probability)
+    assert ((found - expected).abs() < 6 * (expected * (1 - expected) / PIXELS).sqrt()).all()
+    assert 1 - found[254] > 0.3 * probability  # P(|ε| > 1) = 0.317, all of it white
+
+
+def test_outliers_do_not_depend_on_the_image():
+    x = torch.randint(256, (1000, 1, 4, 4), dtype=torch.uint8)
+    added = corrupt(torch.zeros_like(x), 0.5, seed=3).int()
+    difference = corrupt(x, 0.5, seed=3).int() - (x.int() + added).clamp(max=255)
+    assert difference.abs().max() <= 1  # a tie that rounds to even
+
+
+def test_no_probability_is_no_corruption():
+    x = torch.randint(256, (100, 1, 4, 4), dtype=torch.uint8)
+    assert torch.equal(corrupt(x, 0), x)
+    assert not torch.equal(corrupt(x, 0.01), x)
+
+
+def test_a_seed_gives_one_corruption_whatever_else_was_drawn():
+    x = torch.randint(256, (100, 1, 4, 4), dtype=torch.uint8)
+    before, first = torch.get_rng_state(), corrupt(x, 0.3, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert torch.equal(corrupt(x, 0.3, seed=5), first)
+    assert not torch.equal(corrupt(x, 0.3, seed=6), first)
+
+
+def test_the_default_dtype_does_not_change_the_corruption():
+    x = torch.randint(256, (100, 1, 4, 4), dtype=torch.uint8)
+    first = corrupt(x, 0.3)
+    torch.set_default_dtype(torch.float32)
+    assert torch.equal(corrupt(x, 0.3), first)
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_probability_outside_of_0_to_1_is_refused(probability):
+    with refused(ValueError, "probability must be in [0, 1]", repr(probability)):
+        corrupt(BLACK, probability)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool])
+def test_images_that_are_not_uint8_are_refused(dtype):
+    with refused(TypeError, "x must be uint8 images", dtype):
+        corrupt(BLACK.to(dtype), 0.3)

@@ -1,0 +1,142 @@
+"""More than one process, and what can be said of CUDA on a machine without it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from trained_together import train
+
+from vae_core.models import mlp_vae
+from vae_core.objectives import beta_elbo_terms, elbo_terms, linear_warm_up
+from vae_core.runtime import Runtime
+from vae_core.steps import GraphedStep
+from vae_core.training import fit
+
+SCRIPT = Path(__file__).with_name("trained_together.py")
+gpu = pytest.mark.gpu
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+
+
+def torchrun(processes: int, *arguments: str) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_two_processes_train_as_one_with_the_same_global_batch(reduction):
+    """500 images in batches of 32: the last batch of 20 is split too, and every row of the curve agrees."""
+    history, weights = json.loads(torchrun(2, str(SCRIPT), reduction))
+    alone, expected = train(Runtime(torch.device("cpu")), reduction)
+    assert len(history) == len(alone) == 3
+    for row, own in zip(history, alone, strict=True):
+        for figure in ("loss", "reconstruction", "kl"):
+            assert row[figure] == pytest.approx(own[figure], rel=1e-9)
+    assert weights == pytest.approx(expected, rel=1e-7, abs=1e-9)
+
+
+def test_two_processes_run_one_experiment_and_write_one_record(tmp_path):
+    run = ["run", "digits-d2", "--epochs", "2", "--device", "cpu", "--out", str(tmp_path)]
+    told = torchrun(2, "-m", "vae_core", *run)
+    assert [path.name for path in tmp_path.iterdir()] == ["digits-d2.json"]
+    record = json.loads((tmp_path / "digits-d2.json").read_text())
+    assert record["device"].endswith("2 processes")
+    assert len(record["history"]) == 2
+    assert record["history"][1]["loss"] < record["history"][0]["loss"]
+    assert told.count("record: ") == 1
+
+
+def test_a_batch_that_leaves_a_process_without_images_is_refused():
+    runtime = Runtime(torch.device("cpu"), rank=0, world_size=4)
+    model = mlp_vae((1, 2, 2), 1, hidden=(4,), batch_norm=False)
+    with pytest.raises(ValueError, match="leaves one of 4 processes without any of 35 images"):
+        fit(model, torch.rand(35, 1, 2, 2), elbo_terms, epochs=1, batch_size=16, runtime=runtime)
+
+
+def test_a_share_of_one_image_is_refused_with_batch_norm():
+    runtime = Runtime(torch.device("cpu"), rank=0, world_size=2)
+    with pytest.raises(ValueError, match="batch norm needs two"):
+        fit(
+            mlp_vae((1, 2, 2), 1, hidden=(4,)), torch.rand(18, 1, 2, 2), elbo_terms, epochs=1, batch_size=16,
+            runtime=runtime,
+        )  # fmt: skip
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_graphed_steps_learn_what_eager_steps_learn(batch_norm, float32):
+    """An auto-encoder's objective has no noise, so capturing must change nothing but rounding."""
+    from vae_core.models import mlp_autoencoder
+    from vae_core.objectives import code_log_likelihood
+
+    x, weights = torch.rand(1000, 1, 8, 8), []
+    for device in ("cuda", "cpu"):
+        torch.manual_seed(0)
+        model = mlp_autoencoder((1, 8, 8), 2, hidden=(32,), batch_norm=batch_norm)
+        runtime = Runtime(torch.device(device))
+        history = fit(model, x, code_log_likelihood, epochs=3, batch_size=64, runtime=runtime, progress=False)
+        weights.append((history[-1]["loss"], model.cpu().mean.weight.detach()))
+    assert weights[0][0] == pytest.approx(weights[1][0], rel=1e-3)
+    assert torch.allclose(weights[0][1], weights[1][1], atol=5e-3)
+
+
+@gpu
+@needs_cuda
+def test_every_replay_draws_new_noise(float32):
+    x, runtime = torch.rand(640, 1, 8, 8), Runtime(torch.device("cuda"))
+    model = mlp_vae((1, 8, 8), 2, hidden=(32,)).cuda()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-12, fused=True, capturable=True)
+    step = GraphedStep(model, x.cuda(), elbo_terms, optimizer, "mean", runtime)
+    index = torch.arange(64)
+    sums = torch.stack([step(index, 1e-12) for _ in range(20)])
+    assert step.graph is not None
+    assert sums[:, 0].unique().numel() > 15
+
+
+@gpu
+@needs_cuda
+def test_the_annealed_weight_reaches_a_captured_step(float32):
+    model = mlp_vae((1, 8, 8), 2, hidden=(32,))
+    settings = dict(epochs=4, batch_size=64, runtime=Runtime(torch.device("cuda")), progress=False)
+    history = fit(model, torch.rand(640, 1, 8, 8), beta_elbo_terms, anneal=linear_warm_up(1.0), **settings)
+    weights = [(row["loss"] - row["reconstruction"]) / row["kl"] for row in history]
+    assert weights == pytest.approx([0.125, 0.375, 0.625, 0.875], abs=0.1)
+
+
+def test_the_annealed_weight_rises_over_all_steps(float32):
+    model = mlp_vae((1, 8, 8), 2, hidden=(32,))
+    settings = dict(epochs=4, batch_size=64, progress=False)
+    history = fit(model, torch.rand(640, 1, 8, 8), beta_elbo_terms, anneal=linear_warm_up(1.0), **settings)
+    weights = [(row["loss"] - row["reconstruction"]) / row["kl"] for row in history]
+    assert weights == sorted(weights)
+    assert weights == pytest.approx([0.125, 0.375, 0.625, 0.875], abs=0.1)
+
+
+def test_one_cycle_moves_parameters_by_the_rate_of_its_step(float32):
+    """Adam's first step is the learning rate itself, up to its epsilon: half a step into a warm-up of 4 of 20 steps."""
+    model = nn.Linear(1, 1, bias=False)
+    before = model.weight.item()
+
+    def objective(linear: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return linear(batch.flatten(1)[:, :1]).squeeze(1)
+
+    x = torch.ones(20, 1, 1, 1)
+    moves = []
+
+    def watch(linear: nn.Module) -> dict[str, float]:
+        moves.append(linear.weight.item())
+        return {}
+
+    fit(model, x, objective, epochs=20, batch_size=20, learning_rate=0.1, schedule="one-cycle", after_epoch=watch,
+        progress=False)  # fmt: skip
+    rates = torch.tensor([before, *moves]).diff().double()
+    progress = (torch.arange(20, dtype=torch.float64) + 0.5) / 20
+    rising = 0.5 - 0.5 * torch.cos(torch.pi * progress / 0.2)
+    falling = 0.5 + 0.5 * torch.cos(torch.pi * (progress - 0.2) / 0.8)
+    assert torch.allclose(rates, 0.1 * torch.where(progress < 0.2, rising, falling), atol=1e-5)

@@ -1,0 +1,36 @@
+"""The page that is generated from the benchmarks' figures."""
+
+import json
+
+import performance
+import pytest
+
+ROW = {"what": "thesis' way", "ours": 12_000.0, "other": 4_000.0, "ratio": 3.0, "low": 2.9, "high": 3.1, "target": 3}
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """Write a made benchmark file that the page then reads."""
+    monkeypatch.setattr(performance, "default_out", lambda: tmp_path)
+
+    def write(**change) -> str:
+        record = {"device": "cpu: made up", "versions": {"torch": "2.11"}, "rounds": 5, "rows": [ROW | change]}
+        (tmp_path / "bench-cpu.json").write_text(json.dumps(record))
+        return performance.page()
+
+    return write
+
+
+def test_a_target_is_met_or_the_page_says_how_far_off_it_is(bench):
+    assert "| thesis' way | 12,000 | 4,000 | 3.00 | 2.90 – 3.10 | 3 | yes |" in bench()
+    assert "| 2.70 | 2.90 – 3.10 | 3 | no, -10% |" in bench(ratio=2.7)
+
+
+def test_the_page_names_the_machine_and_says_what_was_not_measured(bench):
+    text = bench()
+    assert "cpu: made up; torch 2.11; median of 5 rounds" in text
+    assert "no machine with a CUDA device was at hand" in text
+
+
+def test_the_committed_page_can_be_made():
+    assert performance.page().startswith("# Performance")
