@@ -11,7 +11,7 @@ help:
 	@echo "make notebooks  run all notebooks anew and write their outputs back"
 	@echo "make reproduce  run every experiment that has no valid record (hours; resumable)"
 	@echo "make lint       style and formatting"
-	@echo "make bench      our training loop against the thesis' way, as a ratio"
+	@echo "make bench      our training loop against others, and against the limit of the machine"
 	@echo "make clean      remove what was built (not .venv, not data)"
 
 venv: $(READY)

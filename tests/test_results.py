@@ -14,7 +14,7 @@ from vae_core.experiments import prepare
 from vae_core.records import default_out, load_trained, record_path
 from vae_core.runtime import unit_interval
 
-RECORDS = sorted(default_out().glob("*.json"))
+RECORDS = sorted(path for path in default_out().glob("*.json") if not path.name.startswith("bench-"))
 WEIGHTS = sorted(default_out().glob("*.safetensors"))
 ORACLE = Path(__file__).with_name("thesis_oracle.jsonl")
 

@@ -1,20 +1,22 @@
 """Variational autoencoders as they stand on the page.
 
-Where things are (each file imports only from files above it):
+Where things are (a file imports only from files above it):
 
 ===================  ==================================================================
 `runtime`            device, seeds, ranks; how stored images become a batch
 `distributions`      Gaussians, their KL divergences, the density of a reparameterized draw
 `data`               `load(name)`: digits, MNIST, Fashion-MNIST, CIFAR-10, SVHN
 `likelihoods`        from a decoder's output to p(x|z)
-`networks`           bare maps: `mlp`
-`models`             `VAE`, `mlp_vae`
+`networks`           bare maps: `mlp`, `conv_encoder`, `conv_decoder`
+`models`             `VAE` and `Autoencoder`; `mlp_vae`, `conv_vae`, `mlp_autoencoder` build them
 `objectives`         `elbo`, `iwae_bound`, `log_weights`: one value per datum, nats, maximised
-`training`           `fit`: the one training loop
-`evaluation`         figures on held-out data
+`training`           `fit`: the one training loop; its parts are `steps` and `checkpoints`
+`evaluation`         figures on held-out data: losses, log p(x), active units, robustness
 `widgets`            sliders for notebooks
-`experiments`        the named experiments and their records
 `plots`              arrays in, Axes out
+`catalogue`          the named experiments: what each trains, on what
+`records`            what a run leaves behind: records and weights
+`experiments`        running the named experiments
 ===================  ==================================================================
 
 Import what you use from its file: ``from vae_core.objectives import elbo``.
