@@ -7,6 +7,7 @@ their way for one pass over the images), or None where the peer is not installed
 import contextlib
 import importlib.util
 import io
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,7 @@ def pythae(x: Tensor, device: torch.device) -> Peer | None:
 
     model = VAE(VAEConfig(input_dim=(1, 28, 28), latent_dim=20, reconstruction_loss="bce"))
     images = BaseDataset(x.float() / 255, torch.zeros(len(x)))
+    logging.getLogger("pythae").setLevel(logging.ERROR)
 
     def epoch() -> None:
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
