@@ -38,6 +38,12 @@ the same bound. The warm-up matters most: it lets more latent units live before 
 """
 
 
+WHY = """The products of this network are so small that the many short operations around them
+count: normalising, activating, adding up, and the bookkeeping of automatic differentiation, each of them a pass over
+memory and a call. That is what keeps the first rows below their targets; a compiler
+(`torch.compile`) merges some of these passes, larger batches make them rarer."""
+
+
 def bench_section(record: dict) -> str:
     head = ["ours against", "ours, images/s", "other, images/s", "ratio", "from – to", "target", "met"]
     rows = []
@@ -45,8 +51,12 @@ def bench_section(record: dict) -> str:
         numbers = [f"{row['ours']:,.0f}", f"{row['other']:,.0f}", f"{row['ratio']:.2f}"]
         met = "yes" if row["ratio"] >= row["target"] else f"no, {row['ratio'] / row['target'] - 1:+.0%}"
         rows.append([row["what"], *numbers, f"{row['low']:.2f} – {row['high']:.2f}", f"{row['target']:g}", met])
-    told = f"{record['device']}; torch {record['versions']['torch']}; median of {record['rounds']} rounds."
-    return f"## On {record['device'].split(':')[0].upper()}\n\n{told}\n\n{table(head, rows)}\n"
+    told = f"torch {record['versions']['torch']}; median of {record['rounds']} rounds."
+    text = f"## On {record['device']}\n\n{told}\n\n{table(head, rows)}\n"
+    if "breakdown" in record:
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in record["breakdown"].items())
+        text += f"\nWhere the processor's time goes in a pass of ours: {shares}. {WHY}\n"
+    return text
 
 
 def fast_section() -> str:

@@ -113,6 +113,23 @@ def quality(x: Tensor, root: Path, runtime: Runtime, rounds: int) -> list[dict]:
     return table
 
 
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm"),
+    "Adam": ("Optimizer.step#Adam.step", "aten::_fused_adam_", "Optimizer.zero_grad#Adam.zero_grad"),
+    "batch norm": ("aten::native_batch_norm", "aten::native_batch_norm_backward"),
+    "logarithm of the sigmoid": ("aten::log_sigmoid_forward",),
+}
+
+
+def breakdown(one_pass: Pass) -> dict[str, float]:
+    """Where the processor's time goes in one pass of ours: shares of it by kind of operation."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        one_pass()
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    shares = {kind: sum(times.get(key, 0) for key in keys) / sum(times.values()) for kind, keys in KINDS.items()}
+    return shares | {"all else": 1 - sum(shares.values())}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path(__file__).resolve().parent.parent / "data")
@@ -125,6 +142,8 @@ def main() -> None:
     print(f"{runtime.describe()}; images per second\n{'':52s} {'ours':>9s} {'other':>9s}  ratio")
     table = rows(x, options.data_root, runtime, options.rounds)
     record = {"command": "make bench", "commit": commit(), "device": runtime.describe(), "versions": versions()}
+    if runtime.device.type == "cpu":
+        record["breakdown"] = breakdown(ours(x, runtime, dict(latent_dim=20), peers.THESIS))
     where = "cuda" if runtime.device.type == "cuda" else f"cpu-{torch.get_num_threads()}"
     write_record(record | {"rounds": options.rounds, "rows": table}, options.out / f"bench-{where}.json")
 

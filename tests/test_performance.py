@@ -28,7 +28,7 @@ def test_a_target_is_met_or_the_page_says_how_far_off_it_is(bench):
 
 def test_the_page_names_the_machine_and_says_what_was_not_measured(bench):
     text = bench()
-    assert "cpu: made up; torch 2.11; median of 5 rounds" in text
+    assert "## On cpu: made up\n\ntorch 2.11; median of 5 rounds" in text
     assert "no machine with a CUDA device was at hand" in text
 
 

@@ -32,6 +32,7 @@ def fit(
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
     reduction: str = "mean",
     schedule: str = "constant",
     anneal: Callable[[float], float] | None = None,
@@ -43,7 +44,7 @@ def fit(
     after_epoch: Callable[[nn.Module], dict[str, float]] | None = None,
     identity: str = "",
 ) -> History:
-    r"""Train `model` on the images `x` by Adam on minus the objective; returns one row per epoch.
+    r"""Train `model` on the images `x` by Adam (`betas` are its decay rates) on minus the objective; one row per epoch.
 
     .. math:: \text{loss} = -\frac1{|B|}\sum_{n\in B}\mathcal L(x_n)
               \quad(\texttt{reduction="sum"}: \text{ without } 1/|B|)
@@ -75,13 +76,13 @@ def fit(
     Source: Chen Algorithm 1, listing A.2 (`train`); one cycle: Smith and Topin (2019).
     """
     settings = dict(batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay)
-    settings |= dict(reduction=reduction, schedule=schedule, seed=seed, n=len(x), identity=identity)
+    settings |= dict(betas=tuple(betas), reduction=reduction, schedule=schedule, seed=seed, n=len(x), identity=identity)
     settings |= dict(epochs=epochs) if anneal or schedule != "constant" else {}
     runtime = runtime or Runtime(next(model.parameters()).device)
     _check(epochs, settings, model, runtime.world_size)
     unit_interval(x[:1])  # refuse a wrong dtype before anything moves
     x, model, on_cuda = x.to(runtime.device), model.to(runtime.device), runtime.device.type == "cuda"
-    rates = dict(lr=learning_rate, weight_decay=weight_decay)
+    rates = dict(lr=learning_rate, weight_decay=weight_decay, betas=tuple(betas))
     optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=on_cuda, **rates)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), runtime.process_group():
         torch.manual_seed(seed)
@@ -123,6 +124,8 @@ def _check(epochs: int, settings: dict, model: nn.Module, processes: int) -> Non
         raise ValueError(f"learning_rate must be positive and finite, got {settings['learning_rate']!r}")
     if not 0 <= settings["weight_decay"] < inf:
         raise ValueError(f"weight_decay must not be negative or infinite, got {settings['weight_decay']!r}")
+    if len(settings["betas"]) != 2 or not all(0 <= beta < 1 for beta in settings["betas"]):
+        raise ValueError(f"betas must be two numbers in [0, 1), got {settings['betas']!r}")
     for name, known in (("reduction", ("mean", "sum")), ("schedule", ("constant", "one-cycle"))):
         if settings[name] not in known:
             raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {settings[name]!r}")
