@@ -119,7 +119,7 @@ def test_the_annealed_weight_rises_over_all_steps(float32):
 
 
 def test_one_cycle_moves_parameters_by_the_rate_of_its_step(float32):
-    """Adam's first step is the learning rate itself, up to its epsilon: half a step into a warm-up of 4 of 20 steps."""
+    """Adam's first step is the learning rate itself, up to its epsilon: half a step into a warm-up of 6 of 20 steps."""
     model = nn.Linear(1, 1, bias=False)
     before = model.weight.item()
 
@@ -137,6 +137,6 @@ def test_one_cycle_moves_parameters_by_the_rate_of_its_step(float32):
         progress=False)  # fmt: skip
     rates = torch.tensor([before, *moves]).diff().double()
     progress = (torch.arange(20, dtype=torch.float64) + 0.5) / 20
-    rising = 0.5 - 0.5 * torch.cos(torch.pi * progress / 0.2)
-    falling = 0.5 + 0.5 * torch.cos(torch.pi * (progress - 0.2) / 0.8)
-    assert torch.allclose(rates, 0.1 * torch.where(progress < 0.2, rising, falling), atol=1e-5)
+    rising = 0.5 - 0.5 * torch.cos(torch.pi * progress / 0.3)
+    falling = 0.5 + 0.5 * torch.cos(torch.pi * (progress - 0.3) / 0.7)
+    assert torch.allclose(rates, 0.1 * torch.where(progress < 0.3, rising, falling), atol=1e-5)

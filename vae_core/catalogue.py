@@ -95,7 +95,7 @@ def multiply_adds(make: Any) -> int:
 
 THESIS = dict(batch_size=128, learning_rate=1e-3, weight_decay=1e-5, reduction="sum")
 ADAM = dict(batch_size=128, learning_rate=1e-3)
-FAST = dict(batch_size=256, learning_rate=1.5e-2, schedule="one-cycle")
+FAST = dict(batch_size=256, learning_rate=2e-2, betas=(0.9, 0.99), schedule="one-cycle")
 
 
 def _chen() -> Iterator[Experiment]:
@@ -167,7 +167,7 @@ def _this_book() -> Iterator[Experiment]:
     ):
         yield Experiment(f"ablation-{change}", source, "mnist", 20, 723, network | model, THESIS | training)
     source = "this book: the preset fast"
-    yield Experiment("fast-mnist-d20", source, "mnist", 7, 723, network, FAST, (0, 1), kl_warm_up=0.3)
+    yield Experiment("fast-mnist-d20", source, "mnist", 6, 723, network, FAST, (0, 1), kl_warm_up=0.25)
 
 
 DIGITS = Experiment(

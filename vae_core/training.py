@@ -55,7 +55,7 @@ def fit(
     `epoch`, `loss` and the terms (training means per datum, nats) and `seconds`.
 
     `reduction="sum"` with weight decay w is what the thesis' listing does; it equals `"mean"` with w/|B|.
-    `schedule="one-cycle"` lets the learning rate rise over the first fifth of all steps and fall to nothing
+    `schedule="one-cycle"` lets the learning rate rise over the first 30 % of all steps and fall to nothing
     by the last one; `learning_rate` is its peak. With `anneal` the objective is called with a third argument, a
     tensor that holds `anneal(progress)`, progress from 0 to 1 over all steps: a β for `beta_elbo_terms`. The
     same seed on the same machine gives the same parameters, bit for bit on a CPU; the caller's random state is
@@ -150,7 +150,7 @@ class _Pace:
         return self.peak * self.rate(progress), self.anneal(progress)
 
 
-def one_cycle(progress: float, warm_up: float = 0.2) -> float:
+def one_cycle(progress: float, warm_up: float = 0.3) -> float:
     """The share of the peak learning rate at `progress` in [0, 1]: half a cosine up, then half a cosine down."""
     if progress < warm_up:
         return 0.5 - 0.5 * cos(pi * progress / warm_up)
