@@ -31,8 +31,9 @@ FAST = """## The same loss sooner
 
 `fast-mnist-d20` trains the thesis' network for {epochs} epochs instead of 20, with batches of {batch_size}, a learning
 rate that rises to {learning_rate} and falls to nothing (one cycle), and a KL whose weight rises from 0 to 1 over the
-first {warm_up} % of all steps; the second decay rate of Adam is {betas[1]}. The weight is 1 for the rest, so what is optimised in the end, and what is tested, is
-the same bound. The warm-up matters most: it lets more latent units live before the KL can close them.
+first {warm_up} % of all steps; the second decay rate of Adam is {betas[1]}. The weight is 1 for the rest, so what is
+optimised in the end, and what is tested, is the same bound. The warm-up matters most: it lets more latent units live
+before the KL can close them.
 
 {table}
 """

@@ -17,6 +17,9 @@ MAY_IMPORT = {
     "runtime": set(),
     "distributions": set(),
     "data": set(),
+    "linear_gaussian": {"distributions"},  # what the models of `linear` share
+    "linear": {"linear_gaussian"},
+    "exact": {"distributions"},
     "likelihoods": {"distributions"},
     "networks": set(),
     "models": {"distributions", "likelihoods", "networks"},

@@ -1,0 +1,190 @@
+"""Linear latent variable models: PCA, probabilistic PCA, factor analysis. All in float64; values in nats.
+
+One generative story, three laws of the noise:
+
+.. math:: z \\sim \\mathcal N(0, I_d), \\qquad x = Wz + \\mu + e, \\qquad e \\sim \\mathcal N(0, \\Psi)
+
+Ψ = diag(ψ) for factor analysis, σ²I for probabilistic PCA, and σ² → 0 leaves PCA. They keep scikit-learn's
+names: `fit`, `transform`, `score_samples`, `score`, `sample`, `n_components`, `mean_`, `components_` (d, p),
+`noise_variance_`; X is an array or a tensor (n, p), attributes are tensors.
+"""
+
+import math
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from vae_core.linear_gaussian import (
+    FLOOR,
+    Covariance,
+    LinearGaussian,
+    as_data,
+    checked,
+    random_start,
+    warn_not_converged,
+    with_signs,
+)
+
+
+class PCA:
+    r"""Principal component analysis: the d directions of largest variance.
+
+    .. math:: S = \tfrac1n\sum_n(x_n-\bar x)(x_n-\bar x)^\top, \quad S u_j = \lambda_j u_j, \quad z = U_d^\top(x-\bar x)
+
+    `method="svd"` takes the eigenvectors of S, or where n ≤ p the singular vectors of X; S need not have full rank.
+    `method="em"` is Roweis' EM for the zero-noise limit: Z = (WᵀW)⁻¹WᵀX, W = XZᵀ(ZZᵀ)⁻¹, O(npd) a step. It finds
+    the subspace; a small eigenproblem within it then finds the axes.
+
+    After `fit`: `mean_` (p,), `components_` (d, p), `explained_variance_` (d,) with 1/n, not 1/(n − 1).
+    Raises ValueError for data or a number of components that it cannot work with.
+    Source: Chen §2.1; lecture notes §1.1; Roweis (1998).
+    """
+
+    def __init__(self, n_components: int, method: str = "svd", tol: float = 1e-12, max_iter: int = 10_000) -> None:
+        if method not in ("svd", "em"):
+            raise ValueError(f"method must be 'svd' or 'em', got {method!r}")
+        self.n_components, self.method, self.tol, self.max_iter = n_components, method, tol, max_iter
+
+    def fit(self, X: Any) -> Self:
+        """Find mean, components and their variances."""
+        S = Covariance(checked(X, self.n_components, "p"))
+        self.mean_ = S.mean
+        if self.method == "svd":
+            values, vectors = (part[..., : self.n_components] for part in S.eigen())
+        else:
+            basis = self._subspace(S)
+            values, turn = torch.linalg.eigh(basis.T @ (S @ basis))
+            values, vectors = values.flip(0), basis @ turn.flip(1)
+        self.explained_variance_, self.components_ = values, with_signs(vectors).T.contiguous()
+        return self
+
+    def _subspace(self, S: Covariance) -> Tensor:
+        """An orthonormal basis of the leading subspace, by Roweis' EM."""
+        basis = torch.linalg.qr(random_start(S.p, self.n_components)).Q
+        for _ in range(self.max_iter):
+            W = (S @ basis) @ torch.linalg.pinv(basis.T @ (S @ basis))  # both steps at once, for a W with WᵀW = I
+            turned = torch.linalg.qr(W).Q
+            change = (turned - basis @ (basis.T @ turned)).norm()
+            basis = turned
+            if change < self.tol:
+                return basis
+        warn_not_converged("PCA", self.max_iter)
+        return basis
+
+    def transform(self, X: Any) -> Tensor:
+        """The codes z = Uᵀ(x − x̄), (n, d)."""
+        return (as_data(X, self.mean_.numel()) - self.mean_) @ self.components_.T
+
+    def inverse_transform(self, Z: Any) -> Tensor:
+        """The points x̄ + U z of the subspace, (n, p)."""
+        return as_data(Z, self.n_components) @ self.components_ + self.mean_
+
+
+class PPCA(LinearGaussian):
+    r"""Probabilistic PCA: Ψ = σ²I. The maximum of the likelihood in closed form, or by EM.
+
+    .. math:: W = U_d(\Lambda_d-\sigma^2I)^{1/2}, \qquad \sigma^2 = \frac1{p-d}\sum_{j>d}\lambda_j
+
+    `method="em"` takes O(npd) a step and reaches the same subspace and σ²; `log_likelihoods_` holds the mean log p(x)
+    before the first step and after each, which never falls. It stops when a step gains less than `tol` nats.
+
+    Raises ValueError as `PCA` does, for d = p, and where the data lie in d dimensions, so that σ² would be 0.
+    Source: Chen §2.1; Tipping and Bishop (1999) eqs. (7), (8), (27), (28).
+    """
+
+    def __init__(self, n_components: int, method: str = "closed", tol: float = 1e-8, max_iter: int = 1000) -> None:
+        if method not in ("closed", "em"):
+            raise ValueError(f"method must be 'closed' or 'em', got {method!r}")
+        super().__init__(n_components, tol, max_iter)
+        self.method = method
+
+    def fit(self, X: Any) -> Self:
+        """Find W, μ and σ²."""
+        S, d = Covariance(checked(X, self.n_components, "p - 1")), self.n_components
+        self.mean_, total = S.mean, S.diagonal.sum()
+        if self.method == "em":
+            return self._fit_em(S)
+        values, vectors = S.eigen()
+        sigma2 = (total - values[:d].sum()) / (S.p - d)
+        self._refuse_zero(sigma2, total)
+        W = with_signs(vectors[:, :d]) * (values[:d] - sigma2).clamp(min=0).sqrt()
+        self.components_, self.noise_variance_ = W.T.contiguous(), sigma2
+        inside = (values[:d].log().sum() + (S.p - d) * sigma2.log()).item()
+        self.log_likelihoods_ = [-0.5 * (S.p * math.log(2 * math.pi) + inside + S.p)]
+        return self
+
+    def _refuse_zero(self, sigma2: Tensor, total: Tensor) -> None:
+        if sigma2 <= FLOOR * total:
+            raise ValueError(
+                f"n_components = {self.n_components} leaves no variance for the noise: these rows lie in a subspace of "
+                "that many dimensions, and their density would be infinite; take fewer components, or more rows"
+            )
+
+    def _fit_em(self, S: Covariance) -> Self:
+        """W ← SW(σ²I + M⁻¹WᵀSW)⁻¹, σ² ← (tr S − tr(SWM⁻¹Wᵀ))/p, with M = WᵀW + σ²I and the new W in the last W."""
+        d, eye = self.n_components, torch.eye(self.n_components, dtype=torch.float64)
+        total = S.diagonal.sum()
+        W, sigma2, values = random_start(S.p, d) * (total / S.p).sqrt(), total / S.p, []
+        for _ in range(self.max_iter + 1):
+            SW, M = S @ W, W.T @ W + sigma2 * eye
+            values.append(_mean_log_prob(S.p, sigma2, M, total, W.T @ SW, d))
+            if len(values) > 1 and values[-1] - values[-2] < self.tol:
+                break
+            inner = torch.linalg.solve(M, W.T @ SW)
+            new = torch.linalg.solve((sigma2 * eye + inner).T, SW.T).T
+            sigma2 = (total - (SW * torch.linalg.solve(M, new.T).T).sum()) / S.p
+            W = new
+            self._refuse_zero(sigma2, total)
+        else:
+            warn_not_converged("PPCA", self.max_iter)
+        self.components_, self.noise_variance_, self.log_likelihoods_ = W.T.contiguous(), sigma2, values
+        return self
+
+
+def _mean_log_prob(p: int, sigma2: Tensor, M: Tensor, total: Tensor, WSW: Tensor, d: int) -> float:
+    """The mean log p(x) of PPCA from d×d matrices: |C| = σ²⁽ᵖ⁻ᵈ⁾|M|, tr(C⁻¹S) = (tr S − tr(M⁻¹WᵀSW))/σ²."""
+    log_det = (p - d) * sigma2.log() + torch.linalg.slogdet(M).logabsdet
+    trace = (total - torch.linalg.solve(M, WSW).trace()) / sigma2
+    return -0.5 * (p * math.log(2 * math.pi) + log_det + trace).item()
+
+
+class FactorAnalysis(LinearGaussian):
+    r"""Factor analysis: every column has a noise variance of its own, ψ_j. Fitted by EM.
+
+    .. math:: W \leftarrow S B^\top\,(I - BW + B S B^\top)^{-1}, \qquad
+              \psi \leftarrow \operatorname{diag}(S - W B S), \qquad B = M^{-1}W^\top\Psi^{-1}
+
+    with M = I + WᵀΨ⁻¹W: O(npd) a step (O(p²d) where p < n), and no p×p inverse. `log_likelihoods_` holds the mean
+    log p(x) before the first step and after each, which never falls. It stops when a step gains less than `tol` nats,
+    and warns with a ConvergenceWarning if `max_iter` steps do not get there. W is found up to a rotation. A constant
+    column gets the least variance there is, 1e-12, so its share of log p(x) is arbitrary: leave such columns out.
+
+    Raises ValueError as `PCA` does. Source: Chen §2.1; lecture notes §1.1; Rubin and Thayer (1982).
+    """
+
+    def fit(self, X: Any) -> Self:
+        """Find W, μ and ψ."""
+        S, d = Covariance(checked(X, self.n_components, "p")), self.n_components
+        self.mean_, values, eye = S.mean, [], torch.eye(d, dtype=torch.float64)
+        psi = S.diagonal.clamp(min=FLOOR)
+        W = random_start(S.p, d) * (psi / d).sqrt()[:, None]
+        for _ in range(self.max_iter + 1):
+            scaled = W / psi[:, None]
+            M = eye + W.T @ scaled
+            S_scaled = S @ scaled  # SΨ⁻¹W
+            inner = torch.linalg.solve(M, scaled.T @ S_scaled)  # BSΨ⁻¹W
+            trace = (S.diagonal / psi).sum() - inner.trace()
+            log_det = psi.log().sum() + torch.linalg.slogdet(M).logabsdet
+            values.append(-0.5 * (S.p * math.log(2 * math.pi) + log_det + trace).item())
+            if len(values) > 1 and values[-1] - values[-2] < self.tol:
+                break
+            cross = torch.linalg.solve(M, S_scaled.T).T  # SBᵀ
+            second = torch.linalg.solve(M, eye + inner.T)  # M⁻¹ + BSBᵀ, since BW = I − M⁻¹
+            new = torch.linalg.solve(second, cross.T).T
+            psi = (S.diagonal - (new * cross).sum(1)).clamp(min=FLOOR)
+            W = new
+        else:
+            warn_not_converged("FactorAnalysis", self.max_iter)
+        self.components_, self.noise_variance_, self.log_likelihoods_ = W.T.contiguous(), psi, values
+        return self

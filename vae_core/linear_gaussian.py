@@ -1,0 +1,146 @@
+"""What the linear models of `linear` share: data, covariance, and everything that follows once W and ψ are known."""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, MultivariateNormal
+
+from vae_core.distributions import kl_divergence, standard_normal
+
+FLOOR = 1e-12  # the least noise variance of a column, so that a constant column has a density
+
+
+class ConvergenceWarning(UserWarning):
+    """EM stopped at `max_iter` before the tolerance was reached."""
+
+
+def as_data(X: Any, like: int | None = None) -> Tensor:
+    """X as a float64 tensor (n, p). Raises ValueError for another shape, no rows, or values that are not finite."""
+    X = torch.as_tensor(X).to(torch.float64)
+    if X.dim() != 2 or 0 in X.shape:
+        raise ValueError(f"X must have shape (n, p) with n and p at least 1, got {tuple(X.shape)}")
+    if like is not None and X.shape[1] != like:
+        raise ValueError(f"X must have {like} columns, as the data that the model was fitted to, got {X.shape[1]}")
+    if not X.isfinite().all():
+        raise ValueError(f"X must be finite, got {int((~X.isfinite()).sum())} values that are nan or infinite")
+    return X
+
+
+class Covariance:
+    """The sample covariance S = XᶜᵀXᶜ/n as an operator: S @ W costs O(npd), or O(p²d) where p < n."""
+
+    def __init__(self, X: Tensor) -> None:
+        self.n, self.p = X.shape
+        self.mean = X.mean(0)
+        self.centred = X - self.mean
+        self.matrix = self.centred.T @ self.centred / self.n if self.p < self.n else None
+        self.diagonal = self.centred.square().mean(0)
+
+    def __matmul__(self, W: Tensor) -> Tensor:
+        return self.matrix @ W if self.matrix is not None else self.centred.T @ (self.centred @ W) / self.n
+
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """All eigenvalues that can differ from 0, largest first, and the eigenvectors in columns."""
+        if self.matrix is not None:
+            values, vectors = torch.linalg.eigh(self.matrix)
+            return values.flip(0).clamp(min=0), vectors.flip(1)
+        _, singular, vectors = torch.linalg.svd(self.centred, full_matrices=False)
+        return singular.square() / self.n, vectors.T
+
+
+def checked(X: Any, n_components: int, most: str) -> Tensor:
+    """X, if that many components can be had of it; `most` is "p" or "p - 1"."""
+    X = as_data(X)
+    n, p = X.shape
+    if n < 2:
+        raise ValueError(f"X must have at least two rows, got {n}: one point has no covariance")
+    limit = min(n, p if most == "p" else p - 1)
+    if type(n_components) is not int or not 1 <= n_components <= limit:
+        raise ValueError(f"n_components must be an integer from 1 to min(n, {most}) = {limit}, got {n_components!r}")
+    return X
+
+
+def with_signs(columns: Tensor) -> Tensor:
+    """Each column times ±1, so that its entry of largest size is positive (scikit-learn's choice)."""
+    largest = columns.gather(0, columns.abs().argmax(0, keepdim=True))
+    return columns * largest.sign()
+
+
+class LinearGaussian:
+    """What PPCA and factor analysis share: everything once W = components_ᵀ and ψ are known."""
+
+    def __init__(self, n_components: int, tol: float = 1e-8, max_iter: int = 1000) -> None:
+        self.n_components, self.tol, self.max_iter = n_components, tol, max_iter
+
+    @property
+    def _noise(self) -> Tensor:
+        return self.noise_variance_.expand(self.mean_.numel())
+
+    def _posterior_parts(self) -> tuple[Tensor, Tensor]:
+        """Ψ⁻¹W (p, d) and the Cholesky factor of M = I + WᵀΨ⁻¹W (d, d), the posterior's precision."""
+        W = self.components_.T
+        scaled = W / self._noise[:, None]
+        return scaled, torch.linalg.cholesky(torch.eye(self.n_components, dtype=W.dtype) + W.T @ scaled)
+
+    def posterior(self, X: Any) -> MultivariateNormal:
+        r"""p(z|x), exactly: batch (n,), event (d,).
+
+        .. math:: \mathcal N\big(M^{-1}W^\top\Psi^{-1}(x-\mu),\ M^{-1}\big), \qquad M = I + W^\top\Psi^{-1}W
+        """
+        scaled, factor = self._posterior_parts()
+        mean = torch.cholesky_solve(((as_data(X, self.mean_.numel()) - self.mean_) @ scaled).T, factor).T
+        return MultivariateNormal(mean, covariance_matrix=torch.cholesky_inverse(factor))
+
+    def transform(self, X: Any) -> Tensor:
+        """The posterior means, (n, d)."""
+        return self.posterior(X).mean
+
+    def score_samples(self, X: Any) -> Tensor:
+        r"""log p(x) of each row, (n,), nats, without a p×p matrix.
+
+        .. math:: x \sim \mathcal N(\mu, WW^\top+\Psi), \qquad |WW^\top+\Psi| = |\Psi||M|, \qquad
+                  (WW^\top+\Psi)^{-1} = \Psi^{-1}-\Psi^{-1}WM^{-1}W^\top\Psi^{-1}
+        """
+        (scaled, factor), centred = self._posterior_parts(), as_data(X, self.mean_.numel()) - self.mean_
+        whitened = torch.linalg.solve_triangular(factor, (centred @ scaled).T, upper=False)
+        distance = (centred.square() / self._noise).sum(1) - whitened.square().sum(0)
+        log_det = self._noise.log().sum() + 2 * factor.diagonal().log().sum()
+        return -0.5 * (self.mean_.numel() * math.log(2 * math.pi) + log_det + distance)
+
+    def score(self, X: Any) -> float:
+        """The mean log p(x), nats."""
+        return self.score_samples(X).mean().item()
+
+    def sample(self, n_samples: int, seed: int = 0) -> Tensor:
+        """Ancestral samples: z ~ N(0, I), then x ~ N(Wz + μ, Ψ); (n_samples, p)."""
+        draws = torch.Generator().manual_seed(seed)
+        z, noise = (
+            torch.randn(n_samples, size, generator=draws, dtype=torch.float64)
+            for size in (self.n_components, self.mean_.numel())
+        )
+        return z @ self.components_ + self.mean_ + noise * self._noise.sqrt()
+
+    def elbo(self, X: Any, q: Distribution) -> Tensor:
+        r"""The ELBO of each row for any Gaussian q(z), batch (n,), event (d,); (n,), nats, exactly.
+
+        .. math:: \mathbb E_q[\log p(x|z)] - \mathrm{KL}(q\|p(z)) = \log p(x) - \mathrm{KL}(q\|p(z|x))
+        """
+        centred, scaled = as_data(X, self.mean_.numel()) - self.mean_, self._posterior_parts()[0]
+        covariance = q.covariance_matrix if isinstance(q, MultivariateNormal) else torch.diag_embed(q.variance)
+        residual = ((centred - q.mean @ self.components_).square() / self._noise).sum(1)
+        spread = ((self.components_ @ scaled) * covariance).sum((-2, -1))  # trace(WᵀΨ⁻¹W Σ)
+        constant = self.mean_.numel() * math.log(2 * math.pi) + self._noise.log().sum()
+        return -0.5 * (constant + residual + spread) - kl_divergence(q, standard_normal(self.n_components, like=q.mean))
+
+
+def random_start(p: int, d: int) -> Tensor:
+    """A fixed random start: the same data give the same fit."""
+    return torch.randn(p, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def warn_not_converged(name: str, max_iter: int) -> None:
+    text = f"{name} stopped after max_iter={max_iter} steps of EM before tol was reached; raise one of the two"
+    warnings.warn(text, ConvergenceWarning, stacklevel=3)
