@@ -137,6 +137,6 @@ def test_one_cycle_moves_parameters_by_the_rate_of_its_step(float32):
         progress=False)  # fmt: skip
     rates = torch.tensor([before, *moves]).diff().double()
     progress = (torch.arange(20, dtype=torch.float64) + 0.5) / 20
-    rising = 0.5 - 0.5 * torch.cos(torch.pi * progress / 0.3)
+    rising = 0.04 + 0.96 * (0.5 - 0.5 * torch.cos(torch.pi * progress / 0.3))
     falling = 0.5 + 0.5 * torch.cos(torch.pi * (progress - 0.3) / 0.7)
     assert torch.allclose(rates, 0.1 * torch.where(progress < 0.3, rising, falling), atol=1e-5)

@@ -55,11 +55,11 @@ def fit(
     `epoch`, `loss` and the terms (training means per datum, nats) and `seconds`.
 
     `reduction="sum"` with weight decay w is what the thesis' listing does; it equals `"mean"` with w/|B|.
-    `schedule="one-cycle"` lets the learning rate rise over the first 30 % of all steps and fall to nothing
-    by the last one; `learning_rate` is its peak. With `anneal` the objective is called with a third argument, a
-    tensor that holds `anneal(progress)`, progress from 0 to 1 over all steps: a β for `beta_elbo_terms`. The
-    same seed on the same machine gives the same parameters, bit for bit on a CPU; the caller's random state is
-    left as it was. The model comes back in evaluation mode.
+    `schedule="one-cycle"` lets the learning rate rise twenty-five-fold over the first 30 % of all steps and fall
+    to nothing by the last one; `learning_rate` is its peak. With `anneal` the objective is called with a third
+    argument, a tensor that holds `anneal(progress)`, progress from 0 to 1 over all steps: a β for
+    `beta_elbo_terms`. The same seed on the same machine gives the same parameters, bit for bit on a CPU; the
+    caller's random state is left as it was. The model comes back in evaluation mode.
 
     With `checkpoint`, everything needed to go on is written there after each epoch; `resume=True` goes on
     from it; `identity` is kept there too, for what else makes a run what it is (a hash of its config, say).
@@ -85,7 +85,7 @@ def fit(
     rates = dict(lr=learning_rate, weight_decay=weight_decay, betas=tuple(betas))
     optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=on_cuda, **rates)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), runtime.process_group():
-        torch.manual_seed(seed)
+        torch.manual_seed(training_stream(seed))
         history = _restore(checkpoint, model, optimizer, settings, epochs, resume)
         parts = (model, x, objective, optimizer, reduction, runtime, anneal is not None)
         step = GraphedStep(*parts) if on_cuda else Step(*parts)
@@ -150,10 +150,18 @@ class _Pace:
         return self.peak * self.rate(progress), self.anneal(progress)
 
 
-def one_cycle(progress: float, warm_up: float = 0.3) -> float:
-    """The share of the peak learning rate at `progress` in [0, 1]: half a cosine up, then half a cosine down."""
+def training_stream(seed: int) -> int:
+    """The seed of shuffling and noise in training, which must not be that of the initialisation.
+
+    With the same one the noise of the first epoch would be made of the very random numbers that made the weights.
+    """
+    return (seed + 1) * 0x9E3779B97F4A7C15 % 2**63
+
+
+def one_cycle(progress: float, warm_up: float = 0.3, start: float = 0.04) -> float:
+    """The share of the peak rate at `progress` in [0, 1]: half a cosine up from `start`, then one down to 0."""
     if progress < warm_up:
-        return 0.5 - 0.5 * cos(pi * progress / warm_up)
+        return start + (1 - start) * (0.5 - 0.5 * cos(pi * progress / warm_up))
     return 0.5 + 0.5 * cos(pi * (progress - warm_up) / (1 - warm_up))
 
 
