@@ -70,6 +70,15 @@ def test_the_two_models_of_the_robustness_sweep_stand_side_by_side(monkeypatch):
     assert reproduction.robustness_section([pair("vae", 0.02)]) == ""
 
 
+def test_the_page_says_where_our_curve_passes_a_printed_training_loss():
+    rows = [{"loss": loss, "test_loss": loss + 2} for loss in (150.0, 140.0, 130.0, 120.0)]
+    record = made_record(0, 125.0) | {"history": rows}
+    experiment = catalogue.find("irvin-z3")
+    text = reproduction.passing_note([(experiment, [record])])
+    assert reproduction.passing_note([(experiment, [])]) == ""
+    assert "its test loss there is 132.00 (printed 136.30); after 4 epochs it has 120.00 and 125.00" in text
+
+
 def test_an_ablation_is_set_against_the_run_that_it_changes():
     changed = made_record(723, 33.0)
     changed["test"] |= {"loss_at_mean_code": 28.0, "loss_with_batch_statistics": 35.0}

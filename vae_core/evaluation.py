@@ -135,7 +135,7 @@ def entropy_floor(x: Tensor) -> float:
     """
     if len(x) == 0 or x.min() < 0 or x.max() > 1:
         raise ValueError(f"x must hold images with values in [0, 1], got shape {tuple(x.shape)}")
-    return -(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).double().sum().item() / len(x)
+    return -(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).double().sum().item() / len(x) + 0.0  # never -0.0
 
 
 def with_batch_statistics(model: nn.Module) -> nn.Module:
