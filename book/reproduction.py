@@ -46,9 +46,10 @@ NOTES = {
     "Bernoulli, though the text describes a Gaussian one: the printed losses are far below the 720 nats that a "
     "unit-variance Gaussian costs at least. *Lowest* is over all epochs, as printed, so the lowest test loss is "
     "chosen on the test set.",
-    "this book: Chen §4.2 on binarised MNIST": "Every pixel is drawn anew for each batch, 1 with the probability of its "
-    "grey value; the test images are drawn once. On binary data the Bernoulli decoder is a law of the data, so here minus "
-    "the loss is a bound on log p(x), and importance sampling with 1000 draws estimates log p(x) itself (from below).",
+    "this book: Chen §4.2 on binarised MNIST": "Every pixel is drawn anew for each batch, 1 with the probability of "
+    "its grey value; the test images are drawn once. On binary data the Bernoulli decoder is a law of the data, so "
+    "here minus the loss is a bound on log p(x), and importance sampling with 1000 draws estimates log p(x) itself "
+    "(from below).",
     "Saleh §4": "No activation, optimiser, number of epochs or seed is printed; ours are those of the author's "
     "public code (ReLU, Adam at 0.001, batches of 128, 30 epochs, 20 for boots), which the report does not state.",
 }
@@ -127,16 +128,16 @@ def passing_note(group: Recorded) -> str:
             passed = next((row for row in record["history"] if row["loss"] <= printed), None)
             if passed:
                 notes.append(
-                    f"`{experiment.name}` passes the printed training loss of {printed:.2f} in epoch {passed['epoch']}, "
-                    f"and its test loss there is {passed['test_loss']:.2f} "
-                    f"(printed {experiment.printed['lowest_test_loss']:.2f}); after {len(record['history'])} epochs it "
-                    f"has {record['history'][-1]['loss']:.2f} and {record['test']['loss']:.2f}"
+                    f"`{experiment.name}` passes the printed training loss of {printed:.2f} in epoch "
+                    f"{passed['epoch']}, and its test loss there is {passed['test_loss']:.2f} (printed "
+                    f"{experiment.printed['lowest_test_loss']:.2f}); after {len(record['history'])} epochs it has "
+                    f"{record['history'][-1]['loss']:.2f} and {record['test']['loss']:.2f}"
                 )
     if not notes:
         return ""
     return (
-        f"\nAre the printed numbers on our curve? {'; '.join(notes)}. So far as they are, the printed run optimised more "
-        "slowly, and ours went on into over-fitting.\n"
+        f"\nAre the printed numbers on our curve? {'; '.join(notes)}. So far as they are, the printed run optimised "
+        "more slowly, and ours went on into over-fitting.\n"
     )
 
 

@@ -71,11 +71,12 @@ def test_the_two_models_of_the_robustness_sweep_stand_side_by_side(monkeypatch):
 
 
 def test_the_page_says_where_our_curve_passes_a_printed_training_loss():
-    rows = [{"loss": loss, "test_loss": loss + 2} for loss in (150.0, 140.0, 130.0, 120.0)]
+    rows = [{"epoch": k, "loss": 160.0 - 10 * k, "test_loss": 162.0 - 10 * k} for k in (1, 2, 3, 4)]
     record = made_record(0, 125.0) | {"history": rows}
     experiment = catalogue.find("irvin-z3")
     text = reproduction.passing_note([(experiment, [record])])
     assert reproduction.passing_note([(experiment, [])]) == ""
+    assert "passes the printed training loss of 133.74 in epoch 3," in text
     assert "its test loss there is 132.00 (printed 136.30); after 4 epochs it has 120.00 and 125.00" in text
 
 
