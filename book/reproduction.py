@@ -101,11 +101,27 @@ def printed_section(recorded: Recorded) -> str:
     for experiment, records in recorded:
         for figure, printed in experiment.printed.items():
             values = [record["test"][figure] for record in records]
-            what = f"{experiment.source}: {FIGURES[figure]}"
-            figures = [f"{printed:.2f}", spread(values), f"{mean(values) - printed:+.2f}", verdict(printed, values)]
-            rows.append([f"`{experiment.name}`", what, *figures, seconds(records), devices(records)])
+            figures = [
+                FIGURES[figure],
+                f"{printed:.2f}",
+                spread(values),
+                f"{mean(values) - printed:+.2f}",
+                verdict(printed, values),
+            ]
+            rows.append([f"`{experiment.name}`", *figures, seconds(records), devices(records)])
     head = ["experiment", "figure", "printed", "obtained", "difference", "verdict", "s", "device"]
     return f"{PRINTED}\n{table(head, rows)}\n" if rows else ""
+
+
+def images(group: Recorded) -> str:
+    """The test images of these experiments, and how low the reconstruction error can be on them."""
+    told = {}
+    for experiment, records in group:
+        test, label = records[0]["test"], experiment.label
+        name = experiment.dataset + (f" of class {label}" if label is not None else "")
+        floor = max(test["entropy_floor"], 0.0)
+        told[name] = f"{test['n']:,} test images of {name}, entropy floor {floor:.2f} nats"
+    return "; ".join(told.values())
 
 
 def row(experiment: Experiment, records: list[Record]) -> list[str]:
@@ -145,10 +161,8 @@ def section(source: str, group: Recorded) -> str:
     head = ["experiment", "loss", "rec. error", "KL", "excess", "active", "runs", "s"]
     if all("log_likelihood" in record["test"] for _, records in group for record in records):
         head.insert(-2, "log p(x)")
-    _, records = group[0]
-    floor, n = records[0]["test"]["entropy_floor"], records[0]["test"]["n"]
     on = devices([record for _, records in group for record in records])
-    told = f"{n:,} test images, entropy floor {floor:.2f} nats; trained on {on}. {NOTES.get(source, '')}".rstrip()
+    told = f"{images(group)}; trained on {on}. {NOTES.get(source, '')}".rstrip()
     rows = [row(experiment, records) for experiment, records in group]
     return f"## {source[0].upper()}{source[1:]}\n\n{told}\n\n{table(head, rows)}\n{passing_note(group)}"
 

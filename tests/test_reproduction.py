@@ -43,8 +43,8 @@ def test_a_row_gives_mean_and_spread_over_seeds_and_the_excess_over_the_floor(re
 
 def test_printed_numbers_stand_beside_ours_with_difference_and_verdict(registry):
     loss, kl, _ = rows_of("second")
-    assert loss[1:] == ["A source: loss", "31.50", "31.00", "-0.50", "agrees", "3", "cpu: made up"]
-    assert kl[1:6] == ["A source: KL", "9.00", "10.00", "+1.00", "ours is higher"]
+    assert loss[1:] == ["loss", "31.50", "31.00", "-0.50", "agrees", "3", "cpu: made up"]
+    assert kl[1:6] == ["KL", "9.00", "10.00", "+1.00", "ours is higher"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_every_row_has_as_many_cells_as_its_head(registry):
 def test_sources_become_sections_that_name_data_and_device(registry):
     text = reproduction.page()
     assert text.count("## A source") == 1
-    assert "360 test images, entropy floor 5.00 nats; trained on cpu: made up" in text
+    assert "360 test images of digits, entropy floor 5.00 nats; trained on cpu: made up" in text
 
 
 def test_what_is_not_recorded_is_named(registry):
