@@ -45,6 +45,7 @@ reproduce: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python tests/benchmark.py
+	@$(BIN)/python tests/benchmark_linear.py
 
 clean:
 	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis

@@ -171,3 +171,12 @@ def test_kl_names_the_argument_that_is_no_gaussian(position):
 def test_kl_refuses_different_dimensions():
     with pytest.raises(ValueError, match=r"same event shape, got \(2,\) and \(3,\)"):
         kl_divergence(random_diagonal(2), random_diagonal(3))
+
+
+def test_the_diagonal_kl_stays_finite_in_float32_where_the_variance_underflows():
+    log_variance = torch.tensor([[-110.0]], dtype=torch.float32, requires_grad=True)
+    q = diagonal_normal(torch.zeros(1, 1), log_variance)
+    value = kl_divergence(q, standard_normal(1, like=log_variance.detach()[0]))
+    value.backward()
+    assert value.item() == pytest.approx(0.5 * (110 - 1), rel=1e-6)
+    assert log_variance.grad.item() == pytest.approx(-0.5, rel=1e-6)

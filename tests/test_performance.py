@@ -13,8 +13,9 @@ def bench(tmp_path, monkeypatch):
     """Write a made benchmark file that the page then reads."""
     monkeypatch.setattr(performance, "default_out", lambda: tmp_path)
 
-    def write(**change) -> str:
+    def write(unit: dict | None = None, **change) -> str:
         record = {"device": "cpu: made up", "versions": {"torch": "2.11"}, "rounds": 5, "rows": [ROW | change]}
+        record |= unit or {}
         (tmp_path / "bench-cpu.json").write_text(json.dumps(record))
         return performance.page()
 
@@ -24,6 +25,13 @@ def bench(tmp_path, monkeypatch):
 def test_a_target_is_met_or_the_page_says_how_far_off_it_is(bench):
     assert "| thesis' way | 12,000 | 4,000 | 3.00 | 2.90 – 3.10 | 3 | yes |" in bench()
     assert "| 2.70 | 2.90 – 3.10 | 3 | no, -10% |" in bench(ratio=2.7)
+
+
+def test_a_rate_has_the_unit_of_its_record_and_images_where_that_has_none(bench):
+    assert "| ours against | ours, images/s | other, images/s |" in bench()
+    text = bench({"unit": "fits/s"}, ours=0.25, other=0.0312)
+    assert "| ours against | ours, fits/s | other, fits/s |" in text
+    assert "| 0.25 | 0.0312 |" in text
 
 
 def test_the_page_names_the_machine_and_says_what_was_not_measured(bench):

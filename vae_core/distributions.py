@@ -77,7 +77,8 @@ def _is_diagonal(r: Distribution) -> bool:
 
 def _kl_diagonal(q: Normal, p: Normal) -> Tensor:
     ratio = (q.scale / p.scale).square()
-    return 0.5 * (((q.loc - p.loc) / p.scale).square() + ratio - 1 - ratio.log()).sum(-1)
+    log_ratio = 2 * (q.scale.log() - p.scale.log())  # finite where the ratio itself has underflowed to 0
+    return 0.5 * (((q.loc - p.loc) / p.scale).square() + ratio - 1 - log_ratio).sum(-1)
 
 
 def _scale_tril(r: Distribution) -> Tensor:

@@ -114,39 +114,26 @@ class PPCA(LinearGaussian):
         self.log_likelihoods_ = [-0.5 * (S.p * math.log(2 * math.pi) + inside + S.p)]
         return self
 
-    def _refuse_zero(self, sigma2: Tensor, total: Tensor) -> None:
-        if sigma2 <= FLOOR * total:
-            raise ValueError(
-                f"n_components = {self.n_components} leaves no variance for the noise: these rows lie in a subspace of "
-                "that many dimensions, and their density would be infinite; take fewer components, or more rows"
-            )
-
     def _fit_em(self, S: Covariance) -> Self:
-        """W ← SW(σ²I + M⁻¹WᵀSW)⁻¹, σ² ← (tr S − tr(SWM⁻¹Wᵀ))/p, with M = WᵀW + σ²I and the new W in the last W."""
-        d, eye = self.n_components, torch.eye(self.n_components, dtype=torch.float64)
-        total = S.diagonal.sum()
-        W, sigma2, values = random_start(S.p, d) * (total / S.p).sqrt(), total / S.p, []
-        for _ in range(self.max_iter + 1):
-            SW, M = S @ W, W.T @ W + sigma2 * eye
-            values.append(_mean_log_prob(S.p, sigma2, M, total, W.T @ SW, d))
-            if len(values) > 1 and values[-1] - values[-2] < self.tol:
-                break
-            inner = torch.linalg.solve(M, W.T @ SW)
-            new = torch.linalg.solve((sigma2 * eye + inner).T, SW.T).T
-            sigma2 = (total - (SW * torch.linalg.solve(M, new.T).T).sum()) / S.p
-            W = new
+        """W ← SW(σ²I + M⁻¹WᵀSW)⁻¹, σ² ← (tr S − tr(SWM⁻¹Wᵀ))/p, with M = WᵀW + σ²I = LLᵀ and the new W last."""
+        eye, total = torch.eye(self.n_components, dtype=torch.float64), S.diagonal.sum()
+        self._refuse_subspace(S)
+        W, sigma2, values = random_start(S.p, self.n_components) * (total / S.p).sqrt(), total / S.p, []
+        while True:
             self._refuse_zero(sigma2, total)
-        else:
-            warn_not_converged("PPCA", self.max_iter)
+            factor = torch.linalg.cholesky(W.T @ W + sigma2 * eye)  # L
+            half = torch.linalg.solve_triangular(factor, W.T, upper=False)  # L⁻¹Wᵀ
+            S_half = S @ half.T
+            log_det = (S.p - self.n_components) * sigma2.log() + 2 * factor.diagonal().log().sum()
+            trace = (total - (half.T * S_half).sum()) / sigma2
+            values.append(-0.5 * (S.p * math.log(2 * math.pi) + log_det + trace).item())
+            if self._finished(values):
+                break
+            gain = torch.linalg.solve(sigma2 * eye + half @ S_half, S_half.T).T  # the new W times L⁻ᵀ
+            sigma2 = (total - (gain * S_half).sum()) / S.p
+            W = gain @ factor.T
         self.components_, self.noise_variance_, self.log_likelihoods_ = W.T.contiguous(), sigma2, values
         return self
-
-
-def _mean_log_prob(p: int, sigma2: Tensor, M: Tensor, total: Tensor, WSW: Tensor, d: int) -> float:
-    """The mean log p(x) of PPCA from d×d matrices: |C| = σ²⁽ᵖ⁻ᵈ⁾|M|, tr(C⁻¹S) = (tr S − tr(M⁻¹WᵀSW))/σ²."""
-    log_det = (p - d) * sigma2.log() + torch.linalg.slogdet(M).logabsdet
-    trace = (total - torch.linalg.solve(M, WSW).trace()) / sigma2
-    return -0.5 * (p * math.log(2 * math.pi) + log_det + trace).item()
 
 
 class FactorAnalysis(LinearGaussian):
@@ -160,31 +147,30 @@ class FactorAnalysis(LinearGaussian):
     and warns with a ConvergenceWarning if `max_iter` steps do not get there. W is found up to a rotation. A constant
     column gets the least variance there is, 1e-12, so its share of log p(x) is arbitrary: leave such columns out.
 
-    Raises ValueError as `PCA` does. Source: Chen §2.1; lecture notes §1.1; Rubin and Thayer (1982).
+    Raises ValueError as `PCA` does, and where the ψ_j of another column falls to 0, as with a column that is there
+    twice. Source: Chen §2.1; lecture notes §1.1; Rubin and Thayer (1982).
     """
 
     def fit(self, X: Any) -> Self:
         """Find W, μ and ψ."""
         S, d = Covariance(checked(X, self.n_components, "p")), self.n_components
         self.mean_, values, eye = S.mean, [], torch.eye(d, dtype=torch.float64)
+        self._refuse_subspace(S)
         psi = S.diagonal.clamp(min=FLOOR)
         W = random_start(S.p, d) * (psi / d).sqrt()[:, None]
-        for _ in range(self.max_iter + 1):
+        while True:
             scaled = W / psi[:, None]
-            M = eye + W.T @ scaled
-            S_scaled = S @ scaled  # SΨ⁻¹W
-            inner = torch.linalg.solve(M, scaled.T @ S_scaled)  # BSΨ⁻¹W
-            trace = (S.diagonal / psi).sum() - inner.trace()
-            log_det = psi.log().sum() + torch.linalg.slogdet(M).logabsdet
+            factor = torch.linalg.cholesky(eye + W.T @ scaled)  # M = LLᵀ
+            half = torch.linalg.solve_triangular(factor, scaled.T, upper=False)  # L⁻¹WᵀΨ⁻¹ = LᵀB
+            S_half = S @ half.T
+            trace = (S.diagonal / psi).sum() - (half.T * S_half).sum()
+            log_det = psi.log().sum() + 2 * factor.diagonal().log().sum()
             values.append(-0.5 * (S.p * math.log(2 * math.pi) + log_det + trace).item())
-            if len(values) > 1 and values[-1] - values[-2] < self.tol:
+            if self._finished(values):
                 break
-            cross = torch.linalg.solve(M, S_scaled.T).T  # SBᵀ
-            second = torch.linalg.solve(M, eye + inner.T)  # M⁻¹ + BSBᵀ, since BW = I − M⁻¹
-            new = torch.linalg.solve(second, cross.T).T
-            psi = (S.diagonal - (new * cross).sum(1)).clamp(min=FLOOR)
-            W = new
-        else:
-            warn_not_converged("FactorAnalysis", self.max_iter)
+            gain = torch.linalg.solve(eye + half @ S_half, S_half.T).T  # the new W times L⁻ᵀ
+            psi = torch.where(S.diagonal > FLOOR, S.diagonal - (gain * S_half).sum(1), FLOOR)
+            self._refuse_zero(psi, S.diagonal)
+            W = gain @ factor.T
         self.components_, self.noise_variance_, self.log_likelihoods_ = W.T.contiguous(), psi, values
         return self

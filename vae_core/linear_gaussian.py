@@ -2,8 +2,10 @@
 
 import math
 import warnings
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
@@ -19,7 +21,7 @@ class ConvergenceWarning(UserWarning):
 
 def as_data(X: Any, like: int | None = None) -> Tensor:
     """X as a float64 tensor (n, p). Raises ValueError for another shape, no rows, or values that are not finite."""
-    X = torch.as_tensor(X).to(torch.float64)
+    X = torch.as_tensor(X if isinstance(X, Tensor) else np.require(X, np.float64, ["C", "W"])).to(torch.float64)
     if X.dim() != 2 or 0 in X.shape:
         raise ValueError(f"X must have shape (n, p) with n and p at least 1, got {tuple(X.shape)}")
     if like is not None and X.shape[1] != like:
@@ -58,7 +60,7 @@ def checked(X: Any, n_components: int, most: str) -> Tensor:
     if n < 2:
         raise ValueError(f"X must have at least two rows, got {n}: one point has no covariance")
     limit = min(n, p if most == "p" else p - 1)
-    if type(n_components) is not int or not 1 <= n_components <= limit:
+    if isinstance(n_components, bool) or not isinstance(n_components, Integral) or not 1 <= n_components <= limit:
         raise ValueError(f"n_components must be an integer from 1 to min(n, {most}) = {limit}, got {n_components!r}")
     return X
 
@@ -74,6 +76,29 @@ class LinearGaussian:
 
     def __init__(self, n_components: int, tol: float = 1e-8, max_iter: int = 1000) -> None:
         self.n_components, self.tol, self.max_iter = n_components, tol, max_iter
+
+    def _refuse_subspace(self, S: Covariance) -> None:
+        """ValueError if S has rank d or less: then S times d + 1 random columns has, too. (Variances scaled to 1.)"""
+        scale = S.diagonal.clamp(min=FLOOR).sqrt()[:, None]
+        sizes = torch.linalg.svdvals(S @ (random_start(S.p, self.n_components + 1) / scale) / scale)
+        self._refuse_zero(sizes[-1], sizes[0])
+
+    def _refuse_zero(self, psi: Tensor, variance: Tensor) -> None:
+        """ValueError where the factors leave nothing to the noise: the likelihood has no maximum then."""
+        if (psi <= FLOOR * variance).any():
+            raise ValueError(
+                f"n_components = {self.n_components} leaves no variance for the noise: these rows, or one of their "
+                "columns, lie in a subspace of that many dimensions, and their density would be infinite; take fewer "
+                "components, more rows, or each column once"
+            )
+
+    def _finished(self, values: list[float]) -> bool:
+        """Whether EM stops: the last step gained less than `tol`, or (with a warning) `max_iter` steps are done."""
+        if len(values) > 1 and values[-1] - values[-2] < self.tol:
+            return True
+        if len(values) > self.max_iter:
+            warn_not_converged(type(self).__name__, self.max_iter)
+        return len(values) > self.max_iter
 
     @property
     def _noise(self) -> Tensor:
@@ -128,12 +153,13 @@ class LinearGaussian:
 
         .. math:: \mathbb E_q[\log p(x|z)] - \mathrm{KL}(q\|p(z)) = \log p(x) - \mathrm{KL}(q\|p(z|x))
         """
+        kl = kl_divergence(q, standard_normal(self.n_components, like=q.mean))
         centred, scaled = as_data(X, self.mean_.numel()) - self.mean_, self._posterior_parts()[0]
         covariance = q.covariance_matrix if isinstance(q, MultivariateNormal) else torch.diag_embed(q.variance)
         residual = ((centred - q.mean @ self.components_).square() / self._noise).sum(1)
         spread = ((self.components_ @ scaled) * covariance).sum((-2, -1))  # trace(WᵀΨ⁻¹W Σ)
         constant = self.mean_.numel() * math.log(2 * math.pi) + self._noise.log().sum()
-        return -0.5 * (constant + residual + spread) - kl_divergence(q, standard_normal(self.n_components, like=q.mean))
+        return -0.5 * (constant + residual + spread) - kl
 
 
 def random_start(p: int, d: int) -> Tensor:
@@ -143,4 +169,4 @@ def random_start(p: int, d: int) -> Tensor:
 
 def warn_not_converged(name: str, max_iter: int) -> None:
     text = f"{name} stopped after max_iter={max_iter} steps of EM before tol was reached; raise one of the two"
-    warnings.warn(text, ConvergenceWarning, stacklevel=3)
+    warnings.warn(text, ConvergenceWarning, stacklevel=4)
