@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=Path(__file__).resolve().parent.parent / "data")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--factor-rounds", type=int, default=1)
-    parser.add_argument("--their-steps", type=int, default=1000, help="scikit-learn's max_iter for factor analysis")
+    parser.add_argument("--their-steps", type=int, default=20, help="scikit-learn's max_iter for factor analysis")
     parser.add_argument("--out", type=Path, default=default_out())
     options = parser.parse_args()
     for category in (ConvergenceWarning, TheirWarning):
