@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from reproduction import table
+from reproduction import active, table
 
 from vae_core.catalogue import find
-from vae_core.records import default_out, spread, valid_records
+from vae_core.records import LOSSES, default_out, spread, valid_records
 
 PAGE = Path(__file__).with_name("performance.md")
 
@@ -71,9 +71,8 @@ def fast_section() -> str:
     rows = []
     for experiment in (thesis, fast):
         if records := valid_records(experiment, default_out()):
-            figures = [spread(record["test"][f] for record in records) for f in ("loss", "reconstruction", "kl")]
-            units = ", ".join(str(record["test"]["active_units"]) for record in records)
-            rows.append([f"`{experiment.name}`", str(experiment.epochs), *figures, units, str(len(records))])
+            figures = [spread(record["test"][f] for record in records) for f in LOSSES]
+            rows.append([f"`{experiment.name}`", str(experiment.epochs), *figures, active(records), str(len(records))])
     if not rows:
         return ""
     head = ["experiment", "epochs", "test loss", "rec. error", "KL", "active units", "runs"]

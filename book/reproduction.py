@@ -5,11 +5,11 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from vae_core.catalogue import EXPERIMENTS, Experiment
-from vae_core.records import Record, default_out, spread, valid_records
+from vae_core.records import LOSSES, Record, default_out, spread, valid_records
 
 PAGE = Path(__file__).with_name("reproduction.md")
-LOSSES = {"loss": "loss", "reconstruction": "rec. error", "kl": "KL"}
-FIGURES = LOSSES | {"lowest_train_loss": "lowest training loss", "lowest_test_loss": "lowest test loss"}
+TITLES = dict(zip(LOSSES, ("loss", "rec. error", "KL"), strict=True))
+TITLES |= {"lowest_train_loss": "lowest training loss", "lowest_test_loss": "lowest test loss"}
 Recorded = list[tuple[Experiment, list[Record]]]
 
 INTRODUCTION = """# Reproduction
@@ -87,6 +87,11 @@ def seconds(records: list[Record]) -> str:
     return f"{mean(record['wall_seconds'] for record in records):.0f}"
 
 
+def active(records: list[Record]) -> str:
+    """The number of active units in each run."""
+    return ", ".join(str(record["test"]["active_units"]) for record in records)
+
+
 def verdict(printed: float, values: list[float]) -> str:
     """`agrees`, or which way ours went, by the rule that the page states."""
     difference, n = mean(values) - printed, len(values)
@@ -102,7 +107,7 @@ def printed_section(recorded: Recorded) -> str:
         for figure, printed in experiment.printed.items():
             values = [record["test"][figure] for record in records]
             figures = [
-                FIGURES[figure],
+                TITLES[figure],
                 f"{printed:.2f}",
                 spread(values),
                 f"{mean(values) - printed:+.2f}",
@@ -128,7 +133,7 @@ def row(experiment: Experiment, records: list[Record]) -> list[str]:
     tests = [record["test"] for record in records]
     cells = [f"`{experiment.name}`", *(spread(test[figure] for test in tests) for figure in LOSSES)]
     cells.append(f"{mean(test['reconstruction'] - test['entropy_floor'] for test in tests):.2f}")
-    cells.append(", ".join(str(test["active_units"]) for test in tests))
+    cells.append(active(records))
     if all("log_likelihood" in test for test in tests):
         values, error = [test["log_likelihood"] for test in tests], mean(test["log_likelihood_error"] for test in tests)
         cells.append(f"{spread(values)} (standard error {error:.2f})")
@@ -199,7 +204,7 @@ def ablation_section(group: Recorded, baseline: list[Record]) -> str:
         for figure in ("loss_at_mean_code", "loss_with_batch_statistics"):
             values = [test[figure] for test in tests if figure in test]
             cells.append(spread(values) if values else "–")
-        rows.append([*cells, ", ".join(str(test["active_units"]) for test in tests)])
+        rows.append([*cells, active(records)])
     head = ["experiment", "loss", "difference", "loss at the mean code", "loss with batch statistics", "active"]
     return f"{ABLATIONS}\n{table(head, rows)}\n"
 

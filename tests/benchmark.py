@@ -86,27 +86,25 @@ def rows(x: Tensor, root: Path, runtime: Runtime, rounds: int) -> list[dict]:
         return compare(what, ours(x, runtime, network, training), their_pass, target, rounds, runtime)
 
     on_cuda, network = runtime.device.type == "cuda", dict(latent_dim=20)
-    limit = products(runtime)
+    limit, thesis = products(runtime), peers.thesis_way(root, N, runtime.device)
     plain = ours(x, runtime, network, peers.THESIS)
     table = [compare("share of the matrix products' rate", plain, limit, 0.75, rounds, runtime)]
     if shutil.which("g++") and not on_cuda:
         compiled = ours(x, runtime, network, peers.THESIS, torch.compile(elbo_terms))
         table.append(compare("the same, objective under torch.compile", compiled, limit, 0.75, rounds, runtime))
-        way = peers.thesis_way(root, N, runtime.device)[2]
-        table.append(compare("thesis' way, objective under torch.compile", compiled, way, 3, rounds, runtime))
-    table.append(against("thesis' way", peers.thesis_way(root, N, runtime.device), 50 if on_cuda else 3))
+        table.append(compare("thesis' way, objective under torch.compile", compiled, thesis[2], 3, rounds, runtime))
+    table.append(against("thesis' way", thesis, 50 if on_cuda else 3))
     table.append(against("PyTorch's example", peers.pytorch_example(root, N, runtime.device), 1))
     if peer := peers.pythae(x, runtime.device):
         table.append(against("Pythae's trainer", peer, 1))
-    return [*table, *quality(x, root, runtime, rounds)]
+    return [*table, *quality(x, thesis[2], runtime, rounds)]
 
 
-def quality(x: Tensor, root: Path, runtime: Runtime, rounds: int) -> list[dict]:
+def quality(x: Tensor, way: Pass, runtime: Runtime, rounds: int) -> list[dict]:
     """The preset `fast` against the thesis' 20 epochs, in our loop and in its own: ratios of whole wall times."""
     thesis, fast = find("chen-mnist-d20"), find("fast-mnist-d20")
     fast_pass, thesis_pass = (ours(x, runtime, e.model, dict(e.training)) for e in (fast, thesis))
-    way, scale = peers.thesis_way(root, N, runtime.device)[2], thesis.epochs / fast.epochs
-    table = []
+    table, scale = [], thesis.epochs / fast.epochs
     for what, other in ((f"time of {thesis.epochs} epochs of ours", thesis_pass), ("time of the thesis' way", way)):
         row = compare(f"preset fast ({fast.epochs} epochs): {what}", fast_pass, other, 4 / scale, rounds, runtime)
         table.append(row | {key: row[key] * scale for key in ("ratio", "low", "high", "target")})

@@ -1,12 +1,16 @@
 """What every test shares: float64 and a fixed seed for mathematics, and the real data where it is."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from vae_core import experiments
+from vae_core.__main__ import main
 from vae_core.data import default_root
+from vae_core.objectives import elbo_terms
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +35,27 @@ def data_root() -> Path:
     if not ((root / "mnist.npz").exists() or (root / "MNIST" / "raw").exists()):
         pytest.skip(f"no real data in {root}: run `python -m vae_core data mnist fashion-mnist cifar10`")
     return root
+
+
+@pytest.fixture
+def interrupted_at(tmp_path, monkeypatch, capsys) -> Callable[[int], Path]:
+    """interrupted_at(k): the checkpoint of a 3-epoch run of digits-d2 that Ctrl-C met in step k (23 an epoch)."""
+
+    def interrupt(step: int) -> Path:
+        steps = iter(range(1, 1000))
+
+        def objective(model, batch):
+            if next(steps) == step:
+                raise KeyboardInterrupt
+            return elbo_terms(model, batch)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(experiments, "elbo_terms", objective)
+            assert main(["run", "digits-d2", "--device", "cpu", "--out", str(tmp_path), "--epochs", "3"]) == 130
+        assert "--resume" in capsys.readouterr().err
+        return tmp_path / "digits-d2.checkpoint.pt"
+
+    return interrupt
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -42,9 +42,11 @@ def test_the_grid_gives_the_closed_form_of_the_squared_normal(sigma, share):
     assert QuadratureModel(two_humps, sigma).log_prob(column(x)).item() == pytest.approx(bessel(x, sigma), abs=1e-9)
 
 
-def test_a_grid_that_ends_too_early_is_wrong_and_a_wider_one_right():
-    x, truth = column(100.0), bessel(100.0, 0.5)
-    assert QuadratureModel(two_humps, 0.5).log_prob(x).item() < truth - 100
+def test_a_grid_that_ends_too_early_is_refused_as_its_sum_is_wrong_and_a_wider_one_right():
+    x, truth, narrow = column(100.0), bessel(100.0, 0.5), QuadratureModel(two_humps, 0.5)
+    assert (narrow.log_joint(x).logsumexp(1) + narrow.grid.diff()[0].log()).item() < truth - 100
+    with pytest.raises(ValueError, match="the posterior of x does not fit the grid"):
+        narrow.log_prob(x)
     assert QuadratureModel(two_humps, 0.5, limit=14.0).log_prob(x).item() == pytest.approx(truth, abs=1e-9)
 
 
@@ -144,7 +146,7 @@ def test_the_posterior_is_gaussian_for_an_affine_mean_and_not_for_a_curved_one()
 
 
 def test_no_bell_curve_gets_closer_to_two_humps_than_log_two():
-    model = QuadratureModel(two_humps, 0.5, points=901)
+    model = QuadratureModel(two_humps, 0.5, limit=12.0, points=1201)
     mean, scale = torch.cartesian_prod(torch.linspace(0, 2.4, 49), torch.linspace(0.05, 2, 79)).T
     gaps = model.gap(column(4.0).expand(len(mean), 1), diagonal_normal(mean[:, None], 2 * scale.log()[:, None]))
     assert log(2) - 1e-6 < gaps.min() < log(2) + 0.01

@@ -169,3 +169,27 @@ def test_where_q_is_zero_it_adds_nothing():
 def test_a_noise_that_is_not_positive_is_refused(sigma):
     with pytest.raises(ValueError, match="sigma must be positive, got"):
         QuadratureModel(curve, sigma)
+
+
+@pytest.mark.parametrize("x", [10.0, 60.0, -40.0, math.nan])
+def test_a_posterior_that_leaves_the_grid_is_refused(x):
+    model = QuadratureModel(lambda z: z, 0.5)  # posterior mean 0.8 x
+    with pytest.raises(ValueError, match=r"the posterior of x does not fit the grid \(datum 1\)"):
+        model.log_prob(torch.tensor([[0.5], [x]]))
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 1e-4])
+def test_a_posterior_narrower_than_the_grid_s_step_is_refused_until_the_grid_is_finer(sigma):
+    x = torch.tensor([[0.50123]])
+    with pytest.raises(ValueError, match="more points"):
+        QuadratureModel(lambda z: z, sigma).log_prob(x)
+    exact = torch.distributions.Normal(0.0, (1 + sigma**2) ** 0.5).log_prob(x)[0]
+    assert torch.allclose(QuadratureModel(lambda z: z, sigma, limit=6.0, points=400_001).log_prob(x), exact, atol=1e-8)
+
+
+@pytest.mark.parametrize(("mean", "sd"), [(8.0, 1.0), (0.0, 3.0), (20.0, 1.0), (0.001, 1e-4)])
+@pytest.mark.parametrize("integral", ["elbo", "gap", "reverse_gap"])
+def test_a_q_that_does_not_fit_the_grid_is_refused(mean, sd, integral):
+    model, x = QuadratureModel(two_humps, 0.5), POINTS[two_humps][:1]
+    with pytest.raises(ValueError, match=r"q does not fit the grid \(datum 0\)"):
+        getattr(model, integral)(x, gaussian(x, mean, sd))

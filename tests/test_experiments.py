@@ -302,19 +302,9 @@ def test_a_crash_while_writing_leaves_the_record_before_it(recorded, tmp_path, m
 
 
 @pytest.fixture
-def interrupted(tmp_path, monkeypatch, capsys) -> Path:
-    """A folder with the checkpoint of a 3-epoch run that was interrupted in its third epoch (23 steps each)."""
-    steps = iter(range(1, 1000))
-
-    def objective(model, batch):
-        if next(steps) == 50:
-            raise KeyboardInterrupt
-        return elbo_terms(model, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(experiments, "elbo_terms", objective)
-        assert run(tmp_path, "--epochs", 3) == 130
-    assert "--resume" in capsys.readouterr().err
+def interrupted(interrupted_at, tmp_path) -> Path:
+    """A folder with the checkpoint of a run that was interrupted in its third epoch."""
+    interrupted_at(50)
     assert names_in(tmp_path) == ["digits-d2.checkpoint.pt"]
     return tmp_path
 

@@ -14,7 +14,6 @@ from test_data import files_below
 from test_experiments import assert_one_error, names_in, read, run
 
 from vae_core import catalogue, experiments
-from vae_core.objectives import elbo_terms
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -34,20 +33,9 @@ def test_a_run_removes_what_was_left_of_its_own_record_alone(tmp_path):
 
 
 @pytest.fixture
-def interrupted(tmp_path, monkeypatch, capsys) -> Path:
-    """The checkpoint of a 3-epoch run of digits-d2 that was interrupted in its second epoch."""
-    steps = iter(range(1000))
-
-    def objective(model, batch):
-        if next(steps) == 30:
-            raise KeyboardInterrupt
-        return elbo_terms(model, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(experiments, "elbo_terms", objective)
-        assert run(tmp_path, "--epochs", 3) == 130
-    capsys.readouterr()
-    return tmp_path / "digits-d2.checkpoint.pt"
+def interrupted(interrupted_at) -> Path:
+    """The checkpoint of a run that was interrupted in its second epoch."""
+    return interrupted_at(31)
 
 
 def test_a_checkpoint_of_the_experiment_as_it_was_defined_before_is_refused(interrupted, capsys, monkeypatch):

@@ -9,9 +9,7 @@ from statistics import mean
 
 from vae_core import data, experiments
 from vae_core.catalogue import EXPERIMENTS, find
-from vae_core.records import RunInProgressError, default_out, read_record, record_path, spread, valid_records
-
-LOSSES = ("loss", "reconstruction", "kl")
+from vae_core.records import LOSSES, RunInProgressError, default_out, read_record, record_path, spread, valid_records
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

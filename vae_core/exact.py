@@ -2,7 +2,7 @@
 
 z ~ N(0, 1), x = f(z) + noise of variance σ². Marginal, posterior, any ELBO and any gap are integrals over a line;
 the trapezoid rule on a fine grid gives them to about 1e-10, because the integrands are smooth and vanish at both ends.
-That asks for a posterior (and a q) that lies within the grid and is wider than its step.
+That asks for a posterior (and a q) that lies within the grid and is wider than its step; another is refused.
 Linear models, which have formulas instead, are in `linear`.
 """
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from vae_core.distributions import standard_normal
+
+EDGE = -6.0  # how far below its peak a log density must have fallen at the ends of the grid: 3.5 standard deviations
 
 
 def two_humps(z: Tensor) -> Tensor:
@@ -31,8 +33,8 @@ class QuadratureModel:
 
     `f` maps codes (..., 1) to means (..., p). It has the `prior` and `likelihood(z)` that objectives ask for; a
     `posterior(x)`, exact or not, is for the reader to choose. The grid covers [−limit, limit] with `points` points.
-    Raises ValueError unless σ > 0. Source: Chen §2.2 and lecture notes §1.2, which only say that these integrals
-    exist.
+    Raises ValueError unless σ > 0, and where a posterior or a q does not fit that grid. Source: Chen §2.2 and
+    lecture notes §1.2, which only say that these integrals exist.
     """
 
     def __init__(self, f: Callable[[Tensor], Tensor], sigma: float, limit: float = 9.0, points: int = 8001) -> None:
@@ -57,7 +59,10 @@ class QuadratureModel:
 
     def log_prob(self, x: Tensor) -> Tensor:
         r"""log p(x) = log ∫ p(z) p(x|z) dz for x (B, p): (B,), nats."""
-        return self.log_joint(x).logsumexp(1) + self._log_step
+        log_joint = self.log_joint(x)
+        total = log_joint.logsumexp(1)
+        self._check_fit(log_joint, log_joint[:, ::2].logsumexp(1) + math.log(2) - total, 0.5, "the posterior of x")
+        return total + self._log_step
 
     def posterior_density(self, x: Tensor) -> Tensor:
         """p(z|x) on the grid: (B, points); each row integrates to 1."""
@@ -93,7 +98,20 @@ class QuadratureModel:
 
     def _log_density(self, q: Distribution) -> Tensor:
         """log q on the grid, (B, points); finite, so that 0 log 0 = 0, also where q is 0."""
-        return q.log_prob(self.grid[:, None, None]).T.double().clamp(min=-1e300)
+        log_q = q.log_prob(self.grid[:, None, None]).T.double().clamp(min=-1e300)
+        self._check_fit(log_q, log_q.logsumexp(1) + self._log_step, 0.1, "q")
+        return log_q
+
+    def _check_fit(self, log_density: Tensor, error: Tensor, tolerance: float, what: str) -> None:
+        """ValueError where a density has not vanished at both ends, or the log of its integral has such an error."""
+        edge = log_density[:, [0, -1]].amax(1) - log_density.amax(1)
+        bad = ~((edge < EDGE) & (error.abs() < tolerance))
+        if bad.any():
+            raise ValueError(
+                f"{what} does not fit the grid (datum {int(bad.nonzero()[0])}): it must vanish before z = "
+                f"±{self.grid[-1]:g} and be wider than the grid's step {self._log_step.exp():.2g}; "
+                "choose a larger limit or more points"
+            )
 
     @property
     def _log_step(self) -> Tensor:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from vae_core.evaluation import (
 from vae_core.models import VAE
 from vae_core.objectives import beta_elbo_terms, code_log_likelihood, elbo_terms, linear_warm_up
 from vae_core.records import (
+    LOSSES,
     Record,
     config_hash,
     default_out,
@@ -92,13 +94,14 @@ def run(
     epochs = experiment.epochs if epochs is None else epochs
     path = record_path(experiment, seed, Path(out) if out is not None else default_out())
     check_writable(path.parent, "the folder for records", "choose another with --out")
+    train = partial(_run, experiment, epochs, seed, runtime, path, data_root, resume, progress)
     if runtime.rank > 0:
-        return _run(experiment, epochs, seed, runtime, path, data_root, resume, progress), path
+        return train(), path
     with locked(path):
         _clear(path)
         unfinished = path.with_suffix(".checkpoint.pt").exists()
         done = read_record(replace(experiment, epochs=epochs), seed, path.parent) if resume and not unfinished else None
-        return done or _run(experiment, epochs, seed, runtime, path, data_root, resume, progress), path
+        return done or train(), path
 
 
 def _clear(path: Path) -> None:
@@ -145,12 +148,7 @@ def _run(
         return record
     wall_seconds = sum(row["seconds"] for row in history)  # of training, over all sessions of a resumed run
     record |= {"wall_seconds": wall_seconds, "history": history}
-    record["test"] = test(model, x_test, seed) | lowest(history)
-    if experiment.corruption:
-        noisy = unit_interval(corrupt(dataset.x_test, experiment.corruption, seed + 1))
-        record["test"]["mse_from_corrupted"] = reconstruction_mse(model, noisy, x_test)
-    if experiment.binarise:
-        record["test"] |= importance_sampled(model, x_test, seed)
+    record["test"] = test(model, x_test, seed) | lowest(history) | special(experiment, model, dataset, x_test, seed)
     if experiment.weights and (epochs, seed) == (experiment.epochs, experiment.seed):
         record["weights_sha256"] = save_weights(model, path.with_suffix(".safetensors"))
     write_record(record, path)
@@ -189,7 +187,7 @@ def losses(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
     """Loss and its terms on images, nats per datum; an auto-encoder pays no KL."""
     if isinstance(model, VAE):
         figures = evaluate(model, x, seed=seed)
-        return {name: figures[name] for name in ("loss", "reconstruction", "kl")}
+        return {name: figures[name] for name in LOSSES}
     error = reconstruction_at_code(model, x)
     return {"loss": error, "reconstruction": error, "kl": 0.0}
 
@@ -202,6 +200,17 @@ def test(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
         figures["active_units"] = int((kl_per_unit(model, x) > 0.01).sum())
         figures["loss_at_mean_code"] = reconstruction_at_code(model, x) + figures["kl"]
         figures["loss_with_batch_statistics"] = losses(with_batch_statistics(model), x, seed)["loss"]
+    return figures
+
+
+def special(experiment: Experiment, model: nn.Module, dataset: Dataset, x_test: Tensor, seed: int) -> dict[str, float]:
+    """What is asked of this experiment alone: the error from corrupted images, an importance-sampled log p(x)."""
+    figures = {}
+    if experiment.corruption:
+        noisy = unit_interval(corrupt(dataset.x_test, experiment.corruption, seed + 1))
+        figures["mse_from_corrupted"] = reconstruction_mse(model, noisy, x_test)
+    if experiment.binarise:
+        figures |= importance_sampled(model, x_test, seed)
     return figures
 
 

@@ -9,7 +9,6 @@ names: `fit`, `transform`, `score_samples`, `score`, `sample`, `n_components`, `
 `noise_variance_`; X is an array or a tensor (n, p), attributes are tensors.
 """
 
-import math
 from typing import Any, Self
 
 import torch
@@ -21,6 +20,7 @@ from vae_core.linear_gaussian import (
     LinearGaussian,
     as_data,
     checked,
+    log_normal,
     random_start,
     warn_not_converged,
     with_signs,
@@ -63,7 +63,8 @@ class PCA:
         """An orthonormal basis of the leading subspace, by Roweis' EM."""
         basis = torch.linalg.qr(random_start(S.p, self.n_components)).Q
         for _ in range(self.max_iter):
-            W = (S @ basis) @ torch.linalg.pinv(basis.T @ (S @ basis))  # both steps at once, for a W with WᵀW = I
+            S_basis = S @ basis
+            W = S_basis @ torch.linalg.pinv(basis.T @ S_basis)  # both steps at once, for a W with WᵀW = I
             turned = torch.linalg.qr(W).Q
             change = (turned - basis @ (basis.T @ turned)).norm()
             basis = turned
@@ -110,8 +111,8 @@ class PPCA(LinearGaussian):
         self._refuse_zero(sigma2, total)
         W = with_signs(vectors[:, :d]) * (values[:d] - sigma2).clamp(min=0).sqrt()
         self.components_, self.noise_variance_ = W.T.contiguous(), sigma2
-        inside = (values[:d].log().sum() + (S.p - d) * sigma2.log()).item()
-        self.log_likelihoods_ = [-0.5 * (S.p * math.log(2 * math.pi) + inside + S.p)]
+        log_det = values[:d].log().sum() + (S.p - d) * sigma2.log()
+        self.log_likelihoods_ = [log_normal(S.p, log_det, S.p).item()]
         return self
 
     def _fit_em(self, S: Covariance) -> Self:
@@ -126,7 +127,7 @@ class PPCA(LinearGaussian):
             S_half = S @ half.T
             log_det = (S.p - self.n_components) * sigma2.log() + 2 * factor.diagonal().log().sum()
             trace = (total - (half.T * S_half).sum()) / sigma2
-            values.append(-0.5 * (S.p * math.log(2 * math.pi) + log_det + trace).item())
+            values.append(log_normal(S.p, log_det, trace).item())
             if self._finished(values):
                 break
             gain = torch.linalg.solve(sigma2 * eye + half @ S_half, S_half.T).T  # the new W times L⁻ᵀ
@@ -165,7 +166,7 @@ class FactorAnalysis(LinearGaussian):
             S_half = S @ half.T
             trace = (S.diagonal / psi).sum() - (half.T * S_half).sum()
             log_det = psi.log().sum() + 2 * factor.diagonal().log().sum()
-            values.append(-0.5 * (S.p * math.log(2 * math.pi) + log_det + trace).item())
+            values.append(log_normal(S.p, log_det, trace).item())
             if self._finished(values):
                 break
             gain = torch.linalg.solve(eye + half @ S_half, S_half.T).T  # the new W times L⁻ᵀ

@@ -71,6 +71,11 @@ def with_signs(columns: Tensor) -> Tensor:
     return columns * largest.sign()
 
 
+def log_normal(p: int, log_det: Tensor, distance: Tensor) -> Tensor:
+    """The log density of a Gaussian in p dimensions, nats, from log |Σ| and (x − μ)ᵀΣ⁻¹(x − μ)."""
+    return -0.5 * (p * math.log(2 * math.pi) + log_det + distance)
+
+
 class LinearGaussian:
     """What PPCA and factor analysis share: everything once W = components_ᵀ and ψ are known."""
 
@@ -104,6 +109,9 @@ class LinearGaussian:
     def _noise(self) -> Tensor:
         return self.noise_variance_.expand(self.mean_.numel())
 
+    def _centred(self, X: Any) -> Tensor:
+        return as_data(X, self.mean_.numel()) - self.mean_
+
     def _posterior_parts(self) -> tuple[Tensor, Tensor]:
         """Ψ⁻¹W (p, d) and the Cholesky factor of M = I + WᵀΨ⁻¹W (d, d), the posterior's precision."""
         W = self.components_.T
@@ -116,7 +124,7 @@ class LinearGaussian:
         .. math:: \mathcal N\big(M^{-1}W^\top\Psi^{-1}(x-\mu),\ M^{-1}\big), \qquad M = I + W^\top\Psi^{-1}W
         """
         scaled, factor = self._posterior_parts()
-        mean = torch.cholesky_solve(((as_data(X, self.mean_.numel()) - self.mean_) @ scaled).T, factor).T
+        mean = torch.cholesky_solve((self._centred(X) @ scaled).T, factor).T
         return MultivariateNormal(mean, covariance_matrix=torch.cholesky_inverse(factor))
 
     def transform(self, X: Any) -> Tensor:
@@ -129,11 +137,11 @@ class LinearGaussian:
         .. math:: x \sim \mathcal N(\mu, WW^\top+\Psi), \qquad |WW^\top+\Psi| = |\Psi||M|, \qquad
                   (WW^\top+\Psi)^{-1} = \Psi^{-1}-\Psi^{-1}WM^{-1}W^\top\Psi^{-1}
         """
-        (scaled, factor), centred = self._posterior_parts(), as_data(X, self.mean_.numel()) - self.mean_
+        (scaled, factor), centred = self._posterior_parts(), self._centred(X)
         whitened = torch.linalg.solve_triangular(factor, (centred @ scaled).T, upper=False)
         distance = (centred.square() / self._noise).sum(1) - whitened.square().sum(0)
         log_det = self._noise.log().sum() + 2 * factor.diagonal().log().sum()
-        return -0.5 * (self.mean_.numel() * math.log(2 * math.pi) + log_det + distance)
+        return log_normal(self.mean_.numel(), log_det, distance)
 
     def score(self, X: Any) -> float:
         """The mean log p(x), nats."""
@@ -154,12 +162,11 @@ class LinearGaussian:
         .. math:: \mathbb E_q[\log p(x|z)] - \mathrm{KL}(q\|p(z)) = \log p(x) - \mathrm{KL}(q\|p(z|x))
         """
         kl = kl_divergence(q, standard_normal(self.n_components, like=q.mean))
-        centred, scaled = as_data(X, self.mean_.numel()) - self.mean_, self._posterior_parts()[0]
+        centred, scaled = self._centred(X), self._posterior_parts()[0]
         covariance = q.covariance_matrix if isinstance(q, MultivariateNormal) else torch.diag_embed(q.variance)
         residual = ((centred - q.mean @ self.components_).square() / self._noise).sum(1)
         spread = ((self.components_ @ scaled) * covariance).sum((-2, -1))  # trace(WᵀΨ⁻¹W Σ)
-        constant = self.mean_.numel() * math.log(2 * math.pi) + self._noise.log().sum()
-        return -0.5 * (constant + residual + spread) - kl
+        return log_normal(self.mean_.numel(), self._noise.log().sum(), residual + spread) - kl
 
 
 def random_start(p: int, d: int) -> Tensor:

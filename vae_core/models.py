@@ -32,9 +32,12 @@ class Autoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
-        self.mean = nn.Linear(feature_dim, latent_dim)
         self.latent_dim, self.input_shape = latent_dim, tuple(input_shape)
         self.output_distribution = likelihoods.resolve(likelihood)
+        self._add_heads(feature_dim)
+
+    def _add_heads(self, feature_dim: int) -> None:
+        self.mean = nn.Linear(feature_dim, self.latent_dim)
 
     def encode(self, x: Tensor) -> Tensor:
         """The code of x, (B, C, H, W) in [0, 1] -> (B, d); for a VAE the mean of q(z|x)."""
@@ -72,17 +75,9 @@ class VAE(Autoencoder):
     Source: Chen §3.5, Table 4.1.
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        feature_dim: int,
-        latent_dim: int,
-        input_shape: Sequence[int],
-        likelihood: str | likelihoods.Likelihood = "bernoulli",
-    ) -> None:
-        super().__init__(encoder, decoder, feature_dim, latent_dim, input_shape, likelihood)
-        self.log_variance = nn.Linear(feature_dim, latent_dim)
+    def _add_heads(self, feature_dim: int) -> None:
+        super()._add_heads(feature_dim)
+        self.log_variance = nn.Linear(feature_dim, self.latent_dim)
 
     @property
     def prior(self) -> Independent:

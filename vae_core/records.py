@@ -22,6 +22,7 @@ from vae_core.catalogue import Experiment, find
 from vae_core.data import Dataset
 from vae_core.runtime import Runtime, replacing
 
+LOSSES = ("loss", "reconstruction", "kl")  # nats per datum; the first is the sum of the others
 Record = dict[str, Any]
 
 

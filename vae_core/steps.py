@@ -37,12 +37,19 @@ class Step:
             self.evaluate = DistributedDataParallel(self.evaluate)
 
     def __call__(self, index: Tensor, rate: float, weight: float = 1.0) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.set_rate(rate)
         for tensor in self.anneal:
             tensor.fill_(weight)
-        mine = self.share(index)
-        return self.descend(mine.to(self.x.device), self.part(mine, index))
+        mine = self.share(index).to(self.x.device, non_blocking=True)
+        return self.advance(mine, self.part(mine, index))
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def advance(self, index: Tensor, part: float) -> Tensor:
+        """How the step is made: `descend` it is here."""
+        return self.descend(index, part)
 
     def descend(self, index: Tensor, part: float) -> Tensor:
         """One step on the images of these indices, which are this `part` of the whole batch's loss."""
@@ -93,21 +100,19 @@ class GraphedStep(Step):
         for group in self.optimizer.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]), device=self.x.device)  # may change between replays
 
-    def __call__(self, index: Tensor, rate: float, weight: float = 1.0) -> Tensor:
+    def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"].fill_(rate)
-        for tensor in self.anneal:
-            tensor.fill_(weight)
-        mine = self.share(index).to(self.x.device, non_blocking=True)
-        part = self.part(mine, index)
-        if self.runtime.world_size > 1 or (self.graph is not None and len(mine) != len(self.index)):
-            return self.descend(mine, part)
+
+    def advance(self, index: Tensor, part: float) -> Tensor:
+        if self.runtime.world_size > 1 or (self.graph is not None and len(index) != len(self.index)):
+            return self.descend(index, part)
         if self.eager_steps < self.WARM_UP:
             self.eager_steps += 1
-            return self._on_side_stream(mine, part)
+            return self._on_side_stream(index, part)
         if self.graph is None:
-            self._capture(mine, part)
-        self.index.copy_(mine)
+            self._capture(index, part)
+        self.index.copy_(index)
         self.graph.replay()
         return self.sums.clone()
 

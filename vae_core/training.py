@@ -93,13 +93,8 @@ def fit(
         model.train()
         with _progress_bar(epochs * len(x), len(history) * len(x), progress and runtime.rank == 0) as bar:
             while len(history) < epochs:
-                start, good = time.perf_counter(), copy.deepcopy(model.state_dict())
-                sums, names = _epoch(step, batch_size, pace, len(history), bar)
-                _check_finite(sums, model, good, len(history) + 1)
-                row = dict(zip(names, (sums.double().sum(0) / len(x)).tolist(), strict=True))
-                history.append({"epoch": len(history) + 1, **row, "seconds": time.perf_counter() - start})
+                history.append(_row(step, model, batch_size, pace, len(history), bar))
                 history[-1] |= _undisturbed(after_epoch, model) if after_epoch else {}
-                bar.set_postfix({k: f"{v:.2f}" for k, v in row.items() if k in ("loss", "kl")})
                 if checkpoint and runtime.rank == 0:
                     checkpoints.save(Path(checkpoint), model, optimizer, history, settings)
     model.eval()
@@ -169,6 +164,16 @@ def _progress_bar(total: int, done: int, progress: bool) -> tqdm:
     switched_off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # tqdm's notebook bar does not look there
     disable = switched_off or not progress
     return tqdm(total=total, initial=done, unit=" images", disable=disable)
+
+
+def _row(step: Step, model: nn.Module, batch_size: int, pace: _Pace, epoch: int, bar: tqdm) -> dict[str, float]:
+    """Train for one epoch; its row of the history. Raises NonFiniteLossError, the model being as it was before."""
+    start, good = time.perf_counter(), copy.deepcopy(model.state_dict())
+    sums, names = _epoch(step, batch_size, pace, epoch, bar)
+    _check_finite(sums, model, good, epoch + 1)
+    means = dict(zip(names, (sums.double().sum(0) / len(step.x)).tolist(), strict=True))
+    bar.set_postfix({name: f"{mean:.2f}" for name, mean in means.items() if name in ("loss", "kl")})
+    return {"epoch": epoch + 1, **means, "seconds": time.perf_counter() - start}
 
 
 def _epoch(step: Step, batch_size: int, pace: _Pace, epoch: int, bar) -> tuple[Tensor, list[str]]:
