@@ -27,7 +27,9 @@ MAY_IMPORT = {
     "checkpoints": {"runtime"},  # the parts of training: what a run needs to go on,
     "steps": {"runtime"},  # and one step on each kind of device
     "training": {"runtime", "checkpoints", "steps"},
-    "evaluation": {"objectives", "inference"},
+    "gradients": set(),
+    "inference": {"objectives", "distributions", "runtime"},
+    "evaluation": {"objectives", "inference", "distributions", "runtime"},
     "plots": set(),
     "widgets": {"plots"},
 }

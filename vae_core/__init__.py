@@ -6,12 +6,16 @@ Where things are (a file imports only from files above it):
 `runtime`            device, seeds, ranks; how stored images become a batch
 `distributions`      Gaussians, their KL divergences, the density of a reparameterized draw
 `data`               `load(name)`: digits, MNIST, Fashion-MNIST, CIFAR-10, SVHN
+`linear`             `PCA`, `PPCA`, `FactorAnalysis`, exactly; `linear_gaussian` is what they share
+`exact`              `QuadratureModel`: nonlinear models with one latent number, exactly
+`gradients`          estimators of a gradient under the expectation: `score_function`, `pathwise`, ...
 `likelihoods`        from a decoder's output to p(x|z)
 `networks`           bare maps: `mlp`, `conv_encoder`, `conv_decoder`
 `models`             `VAE` and `Autoencoder`; `mlp_vae`, `conv_vae`, `mlp_autoencoder` build them
 `objectives`         `elbo`, `iwae_bound`, `log_weights`: one value per datum, nats, maximised
+`inference`          q datum by datum, variational EM, annealed importance sampling
 `training`           `fit`: the one training loop; its parts are `steps` and `checkpoints`
-`evaluation`         figures on held-out data: losses, log p(x), active units, robustness
+`evaluation`         figures on held-out data: losses, log p(x), gaps, active units, robustness
 `widgets`            sliders for notebooks
 `plots`              arrays in, Axes out
 `catalogue`          the named experiments: what each trains, on what

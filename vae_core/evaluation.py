@@ -1,15 +1,17 @@
 """Figures on held-out data. Models are put in evaluation mode for it and left as they were."""
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import log
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from vae_core.distributions import diagonal_normal
+from vae_core.inference import WithPosterior, log_mean_exp, refine
 from vae_core.objectives import code_log_likelihood, elbo_terms, log_weights
+from vae_core.runtime import evaluation_mode, random_state
 
 
 def evaluate(
@@ -25,8 +27,7 @@ def evaluate(
     Raises ValueError for images of another shape than the model's, or for none.
     Source: Chen §4.1, listing A.2 (one sampled code, batch norm by its running averages).
     """
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    with random_state(seed):
         means = _mean_terms(model, x, lambda batch: elbo_terms(model, batch, num_samples, kl)[1], batch_size)
     return {"loss": means["reconstruction"] + means["kl"], **means, "n": len(x)}
 
@@ -96,12 +97,47 @@ def log_likelihood(
         raise ValueError(f"one image and one sample at least, got {len(x)} and {num_samples}")
     device, totals = next(model.parameters()).device, []
     shares = [at_once] * (num_samples // at_once) + [num_samples % at_once] * (num_samples % at_once > 0)
-    with _evaluation_mode(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    with evaluation_mode(model), torch.no_grad(), random_state(seed):
         for batch in x.split(batch_size):
             parts = [log_weights(model, batch.to(device), share).double().logsumexp(0) for share in shares]
             totals.append(torch.stack(parts).logsumexp(0) - log(num_samples))
     return torch.cat(totals)
+
+
+def inference_gap(
+    model: nn.Module, x: Tensor, *, steps: int = 500, num_samples: int = 5000, seed: int = 0, at_once: int = 50
+) -> dict[str, Tensor]:
+    r"""How far the bound lies below log p(x), and whose fault it is: (B,) each, nats.
+
+    .. math:: \underbrace{\log p(x)-\mathcal L(q)}_{\text{inference gap}}
+              = \underbrace{\log p(x)-\mathcal L(q^\star)}_{\text{approximation gap}}
+              + \underbrace{\mathcal L(q^\star)-\mathcal L(q)}_{\text{amortization gap}}
+
+    q is the encoder's, q* the best factorised Gaussian (`inference.refine`, `steps` of them from q on). Returns
+    `log_likelihood` (importance sampling with `num_samples` draws from q* widened by a fifth, so a little too small on
+    average), `best_elbo`, `elbo`, `approximation_gap`, `amortization_gap`, and `error`, the standard error of the
+    first gap. The gaps are differences of means over draws with common random numbers. `x` is float, (B, …), all of it
+    taken at once. Raises ValueError for no images. Source: VI slides §3; Cremer, Li and Duvenaud (2018) eq. (3).
+    """
+    if len(x) == 0:
+        raise ValueError("x must hold at least one image, got none")
+    with evaluation_mode(model), torch.no_grad():
+        q = model.posterior(x)
+        with torch.enable_grad():
+            best = refine(model, x, q, steps=steps, seed=seed)
+        wide = diagonal_normal(best.mean, best.variance.log() + 2 * log(1.2))
+        log_p, error = log_mean_exp(_log_weights(WithPosterior(model, wide), x, num_samples, seed, at_once))
+        at_q, at_best = (_log_weights(WithPosterior(model, each), x, num_samples, seed, at_once) for each in (q, best))
+    gaps = {"approximation_gap": log_p - at_best.mean(0), "amortization_gap": (at_best - at_q).mean(0)}
+    error = (error.square() + at_best.var(0) / num_samples).sqrt()
+    return {"log_likelihood": log_p, "best_elbo": at_best.mean(0), "elbo": at_q.mean(0), **gaps, "error": error}
+
+
+def _log_weights(model: WithPosterior, x: Tensor, num_samples: int, seed: int, at_once: int) -> Tensor:
+    """`objectives.log_weights`, a few draws at a time: (K, B), in float64."""
+    with random_state(seed):
+        shares = [min(at_once, num_samples - done) for done in range(0, num_samples, at_once)]
+        return torch.cat([log_weights(model, x, share).double() for share in shares])
 
 
 def kl_per_unit(model: nn.Module, x: Tensor, batch_size: int = 1000) -> Tensor:
@@ -117,7 +153,7 @@ def kl_per_unit(model: nn.Module, x: Tensor, batch_size: int = 1000) -> Tensor:
         raise ValueError("x must hold at least one image, got none")
     device = next(model.parameters()).device
     total = 0.0
-    with _evaluation_mode(model):
+    with evaluation_mode(model), torch.no_grad():
         for batch in x.split(batch_size):
             q = model.posterior(batch.to(device)).base_dist
             total = total + torch.distributions.kl_divergence(q, Normal(0.0, 1.0)).double().sum(0)
@@ -159,20 +195,8 @@ def _mean_terms(
         raise ValueError("x must hold at least one image, got none")
     device = next(model.parameters()).device
     sums: dict[str, float] = {}
-    with _evaluation_mode(model):
+    with evaluation_mode(model), torch.no_grad():
         for batch in x.split(batch_size):
             for name, values in terms(batch.to(device)).items():
                 sums[name] = sums.get(name, 0.0) + values.double().sum().item()
     return {name: total / len(x) for name, total in sums.items()}
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

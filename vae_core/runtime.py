@@ -98,6 +98,27 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
 
 
+@contextlib.contextmanager
+def evaluation_mode(model: object) -> Iterator[None]:
+    """Evaluation mode within, and each module's own mode again afterwards. What is no `nn.Module` is left alone."""
+    modes = {module: module.training for module in model.modules()} if isinstance(model, torch.nn.Module) else {}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def random_state(seed: int) -> Iterator[None]:
+    """torch's random numbers from `seed` within; the caller's go on afterwards as if nothing had been drawn."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
 def unit_interval(x: torch.Tensor) -> torch.Tensor:
     """Images as the models take them: float in [0, 1].
 
