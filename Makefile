@@ -42,6 +42,7 @@ notebooks: $(READY)
 
 reproduce: $(READY)
 	$(BIN)/python -m vae_core reproduce
+	$(BIN)/python book/linear_mnist.py
 
 bench: $(READY)
 	@$(BIN)/python tests/benchmark.py

@@ -14,8 +14,9 @@ from vae_core.experiments import prepare
 from vae_core.records import default_out, load_trained, record_path
 from vae_core.runtime import unit_interval
 
-RECORDS = sorted(path for path in default_out().glob("*.json") if not path.name.startswith("bench-"))
-WEIGHTS = sorted(default_out().glob("*.safetensors"))
+NOT_TRAINED = ("bench-", "linear-")  # measured speeds, and fits without epochs: tests/test_linear_mnist.py
+RECORDS = sorted(path for path in default_out().glob("*.json") if not path.name.startswith(NOT_TRAINED))
+WEIGHTS = sorted(path for path in default_out().glob("*.safetensors") if not path.name.startswith(NOT_TRAINED))
 ORACLE = Path(__file__).with_name("thesis_oracle.jsonl")
 
 
