@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vae_core.runtime import evaluation_mode
+
 if TYPE_CHECKING:
     import ipywidgets
 
@@ -50,11 +52,8 @@ def _decode_png(model: "VAE", code: list[float]) -> bytes:
     from PIL import Image
 
     parameter = next(model.parameters())
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         pixels = model.decode(torch.tensor([code], dtype=parameter.dtype, device=parameter.device))[0]
-    model.train(was_training)
     pixels = pixels.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()  # (H, W, C)
     buffer = io.BytesIO()
     Image.fromarray(255 - pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")

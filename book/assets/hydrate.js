@@ -9,7 +9,8 @@
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
   class Model {                                   // what a render function may ask of a model
-    constructor({ state, buffers = [] }) {
+    constructor({ state, buffers = [] }, manager) {
+      this.widget_manager = manager;
       this.state = structuredClone(state);
       this.listeners = new Map();
       for (const { path, data } of buffers) {
@@ -44,29 +45,40 @@
     }
   }
 
-  async function show(element, entry, models, id) {
-    if (!entry?.state?._esm) {
+  class Manager {                                 // hands out the models of a page, each made once
+    constructor(entries) { Object.assign(this, { entries, models: new Map() }); }
+    async get_model(id) {
+      if (!this.entries[id]) throw new Error(`this page has no model ${id}`);
+      if (!this.models.has(id)) this.models.set(id, new Model(this.entries[id], this));
+      return this.models.get(id);
+    }
+  }
+
+  async function show(element, manager, id) {
+    const source = manager.entries[id]?.state?._esm;
+    if (!source) {
       element.className = "needs-kernel";
       element.textContent = "Sliders stand here when this page runs as a notebook: they ask Python for each picture.";
       return;
     }
-    const { initialize, render } = await widget(entry.state._esm);
-    if (!models.has(id)) {
-      models.set(id, new Model(entry));
-      await initialize?.({ model: models.get(id) });
-    }
-    await render({ model: models.get(id), el: element });
+    const known = manager.models.has(id), model = await manager.get_model(id);
+    const { initialize, render } = await widget(source);
+    if (!known) await initialize?.({ model });
+    await render({ model, el: element });
+    for (const picture of element.closest(".cell_output")?.querySelectorAll("img.without-script") ?? [])
+      (picture.closest("figure") ?? picture).hidden = true;   // it stood in for the widget
   }
 
   function start() {
-    const states = {}, models = new Map();
+    const states = {};
     for (const script of document.querySelectorAll(`script[type="${KIND}state+json"]`))
       Object.assign(states, JSON.parse(script.textContent).state);
+    const manager = new Manager(states);
     for (const script of document.querySelectorAll(`script[type="${KIND}view+json"]`)) {
       const id = JSON.parse(script.textContent).model_id;
       const element = document.createElement("div");
       script.after(element);
-      show(element, states[id], models, id).catch((error) => {
+      show(element, manager, id).catch((error) => {
         element.className = "needs-kernel";
         element.textContent = `This interactive picture failed: ${error.message}`;
         console.error(error);

@@ -1,0 +1,187 @@
+"""The latent explorer: a widget whose decoder runs in the reader's browser, with a kernel or without.
+
+Needs anywidget (`pip install "vae_core[widgets]"`); the JavaScript is `explorer.js`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
+
+import anywidget
+import ipywidgets
+import numpy as np
+import torch
+import traitlets
+from torch import Tensor, nn
+
+from vae_core.plots import PALETTE
+from vae_core.runtime import evaluation_mode
+
+NAMES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
+FUNCTIONS = {"none": lambda y: y, "relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
+
+
+def export_decoder(model: nn.Module) -> tuple[dict[str, Any], bytes]:
+    r"""A dense decoder as a small header and one float16 blob: for each layer W (outputs × inputs), then b.
+
+    Batch norm is folded into the layer before it, by its running averages:
+
+    .. math:: W' = \operatorname{diag}(s)\,W, \qquad b' = s\odot(b-\bar\mu)+\beta, \qquad
+              s = \gamma/\sqrt{\bar\sigma^2+\epsilon}
+
+    The header holds `shape`, [C, H, W], and `layers`, a list of {"inputs", "outputs", "activation"}; the last
+    activation makes the likelihood's mean of the decoder's output. Raises ValueError, naming what stands in the way,
+    for a decoder that is not a stack of Linear, BatchNorm1d, ReLU, tanh and sigmoid, or for a likelihood whose mean is
+    another function; `widgets.latent_sliders` takes any decoder.
+    """
+    layers: list[tuple[Tensor, Tensor]] = []
+    activations: list[str] = []
+    for module in _stack(model.decoder):
+        if isinstance(module, nn.Linear):
+            bias = module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
+            layers.append((module.weight.detach().double(), bias.detach().double()))
+            activations.append("none")
+        elif isinstance(module, nn.BatchNorm1d) and layers and activations[-1] == "none":
+            layers[-1] = _folded(*layers[-1], module)
+        elif type(module) in NAMES and layers and activations[-1] == "none":
+            activations[-1] = NAMES[type(module)]
+        else:
+            raise ValueError(
+                f"the decoder has a {type(module).__name__} where none can be exported; use latent_sliders"
+            )
+    activations = _with_output(model, layers, activations)
+    sizes = [{"inputs": W.shape[1], "outputs": W.shape[0]} for W, _ in layers]
+    header = {"shape": list(model.input_shape)}
+    header["layers"] = [size | {"activation": name} for size, name in zip(sizes, activations, strict=True)]
+    flat = torch.cat([part.flatten() for layer in layers for part in layer]).cpu().numpy()
+    if np.abs(flat).max() > np.finfo(np.float16).max:
+        raise ValueError(
+            f"the decoder has a weight of {np.abs(flat).max():.0f}, too large for float16; use latent_sliders"
+        )
+    return header, flat.astype("<f2").tobytes()
+
+
+def _stack(decoder: nn.Module) -> list[nn.Module]:
+    if not isinstance(decoder, nn.Sequential) or not len(decoder):
+        raise ValueError(f"the decoder is a {type(decoder).__name__}, not a stack of layers; use latent_sliders")
+    return list(decoder)
+
+
+def _folded(W: Tensor, b: Tensor, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    if norm.running_var is None:
+        raise ValueError("the decoder's batch norm keeps no running averages; use latent_sliders")
+    gamma = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight.detach()
+    beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias.detach()
+    scale = (gamma.double() / (norm.running_var.double() + norm.eps).sqrt()).to(W.device)
+    return scale[:, None] * W, scale * (b - norm.running_mean.double()) + beta.double()
+
+
+def _apply(layers: list[tuple[Tensor, Tensor]], activations: list[str], z: Tensor) -> Tensor:
+    for (W, b), name in zip(layers, activations, strict=True):
+        z = FUNCTIONS[name](z @ W.T + b)
+    return z
+
+
+@torch.no_grad()
+def _with_output(model: nn.Module, layers: list[tuple[Tensor, Tensor]], activations: list[str]) -> list[str]:
+    """The activations with the last one such that they give `model.decode`; found by trying it."""
+    W = layers[0][0]
+    z = torch.randn(8, model.latent_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(W.device)
+    with evaluation_mode(model):
+        expected = model.decode(z.to(next(model.parameters()).dtype)).flatten(1).double()
+    for name in ("none", "sigmoid") if activations[-1] == "none" else (activations[-1],):
+        tried = [*activations[:-1], name]
+        if torch.allclose(_apply(layers, tried, z), expected, atol=1e-4):
+            return tried
+    raise ValueError("the likelihood's mean is neither the decoder's output nor its sigmoid; use latent_sliders")
+
+
+class DecoderWeights(ipywidgets.Widget):
+    """An exported decoder, which explorers refer to. Made by `LatentExplorer`, one for each set of weights."""
+
+    header = traitlets.Dict().tag(sync=True)
+    blob = traitlets.Bytes().tag(sync=True)
+    digest = traitlets.Unicode().tag(sync=True)
+    _kept: ClassVar[WeakValueDictionary[str, "DecoderWeights"]] = WeakValueDictionary()
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "DecoderWeights":
+        """The weights of this model as they are now."""
+        header, blob = export_decoder(model)
+        digest = hashlib.sha256(repr(header).encode() + blob).hexdigest()
+        widget = cls._kept.get(digest)
+        if widget is None or widget.comm is None:  # never made, or closed
+            widget = cls._kept[digest] = cls(header=header, blob=blob, digest=digest)
+        return widget
+
+
+class LatentExplorer(anywidget.AnyWidget):
+    r"""Move through the latent space of a dense VAE and see what its decoder makes of each code.
+
+    With two latent units: a plane to drag in, with the codes of test images behind it; with more: a slider for each. It
+    draws from the prior, starts from a test image, goes on to another, and sweeps one unit. `explorer.z` is the code, a
+    list of d floats; setting it moves the picture.
+
+    `x` (N, C, H, W), floats in [0, 1], are test images and `y` (N,) their classes: the means of q(z|x) lie behind the
+    plane (at most `max_codes` of them), and the first `starts` images can be started from. With x the units are sorted
+    by their mean KL, nats, and those at most 0.01 are folded away. Each number runs over [−extent, extent].
+    Raises ValueError where `export_decoder` does, and for x without y.
+    """
+
+    _esm = Path(__file__).with_name("explorer.js")
+    decoder = traitlets.Instance(DecoderWeights).tag(sync=True, **ipywidgets.widget_serialization)
+    z = traitlets.List(traitlets.Float()).tag(sync=True)
+    extent = traitlets.Float(3.0).tag(sync=True)
+    kl = traitlets.List(traitlets.Float()).tag(sync=True)
+    order = traitlets.List(traitlets.Int()).tag(sync=True)
+    codes = traitlets.Bytes().tag(sync=True)
+    labels = traitlets.Bytes().tag(sync=True)
+    images = traitlets.Bytes().tag(sync=True)
+    palette = traitlets.List(list(PALETTE)).tag(sync=True)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor | None = None,
+        y: Sequence[int] | Tensor | None = None,
+        *,
+        extent: float = 3.0,
+        starts: int = 10,
+        max_codes: int = 1000,
+    ) -> None:
+        if (x is None) != (y is None):
+            raise ValueError("x and y belong together: test images and their classes, or neither")
+        fields = {} if x is None else _test_images(model, x, torch.as_tensor(y), starts, max_codes)
+        super().__init__(decoder=DecoderWeights.of(model), z=[0.0] * model.latent_dim, extent=extent, **fields)
+
+    @traitlets.validate("z")
+    def _check_z(self, proposal: dict) -> list[float]:
+        value, d = proposal["value"], self.decoder.header["layers"][0]["inputs"]
+        if len(value) != d or not np.isfinite(value).all():
+            raise traitlets.TraitError(f"z must be {d} finite numbers, got {value!r}")
+        return value
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        """As any widget's, but for a text that is the same in every session."""
+        bundle = super()._repr_mimebundle_(**options)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        if data:
+            data["text/plain"] = f"LatentExplorer of {len(self.z)} latent units"
+        return bundle
+
+
+@torch.no_grad()
+def _test_images(model: nn.Module, x: Tensor, y: Tensor, starts: int, max_codes: int) -> dict[str, Any]:
+    """What the explorer shows of test images: codes, classes, KL and order of the units, a few of the images."""
+    with evaluation_mode(model):
+        q = model.posterior(x[:max_codes]).base_dist
+    kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).mean(0)
+    return {
+        "codes": q.mean.cpu().numpy().astype("<f4").tobytes(),
+        "labels": y[:max_codes].cpu().numpy().astype("u1").tobytes(),
+        "images": (255 * x[:starts]).round().byte().cpu().numpy().tobytes(),
+        "kl": [round(value, 4) for value in kl.tolist()],
+        "order": kl.argsort(descending=True).tolist(),
+    }
