@@ -1,5 +1,6 @@
 """Sliders that decode, and pictures: what is drawn where."""
 
+import asyncio
 import base64
 import io
 import re
@@ -15,7 +16,7 @@ from PIL import Image
 
 from vae_core import plots
 from vae_core.models import VAE, mlp_vae
-from vae_core.widgets import latent_sliders
+from vae_core.widgets import PAUSE, latent_grid, latent_sliders
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +127,62 @@ def test_sliders_decode_in_evaluation_mode_and_leave_the_model_as_it_was(trainin
 
 def test_sliders_take_a_model_of_another_dtype_than_the_default():
     assert png_of(latent_sliders(untrained().float()))[:8] == SIGNATURE
+
+
+@pytest.mark.parametrize("make", [latent_sliders, latent_grid])
+def test_a_burst_of_changes_is_drawn_once_and_with_the_newest_values(make, monkeypatch):
+    model, decoded = untrained(latent_dim=2), []
+    widget = make(model)
+    control = widget.sliders[0] if make is latent_sliders else widget.extent
+    monkeypatch.setattr(model, "decode", lambda z: decoded.append(z) or torch.zeros(len(z), 1, 8, 8))
+
+    async def burst():
+        for value in (1.0, 1.5, 2.0, 2.5):
+            control.value = value
+        before = len(decoded)
+        await asyncio.sleep(4 * PAUSE)
+        control.value = 1.0
+        await asyncio.sleep(4 * PAUSE)
+        return before
+
+    assert asyncio.run(burst()) == 0
+    assert [z[:, 0].max().item() for z in decoded] == [2.5, 1.0]
+
+
+# The grid of a plane
+
+
+def test_the_grid_shows_the_decoded_images_of_its_codes():
+    model = untrained(latent_dim=2).eval()
+    widget = latent_grid(model, extent=2.0, n=4)
+    for spacing in ("linear", "quantile"):
+        widget.spacing.value = spacing
+        codes = torch.tensor(plots.grid_codes(4, 2.0 if spacing == "linear" else None, spacing))
+        expected = 1 - np.nan_to_num(plots.tile(model.decode(codes).detach().numpy(), 4))
+        assert np.abs(pixels_of(widget) - expected).max() <= 1 / 255
+    assert "4 × 4 decoded images, quantile" in widget.image.value
+
+
+@pytest.mark.parametrize(("control", "value", "size"), [("n", 7, 63), ("extent", 1.0, 45)])
+def test_resolution_and_range_move_the_grid(control, value, size):
+    widget = latent_grid(untrained(latent_dim=2), n=5)
+    before = png_of(widget)
+    getattr(widget, control).value = value
+    assert png_of(widget) != before
+    assert pixels_of(widget).shape == (size, size)  # images of 8 × 8 and a gap of 1
+
+
+def test_a_grid_of_colour_images_keeps_its_colours():
+    model = untrained((3, 6, 9), latent_dim=2).eval()
+    found = pixels_of(latent_grid(model, n=2))
+    expected = model.decode(torch.tensor(plots.grid_codes(2)))[0].permute(1, 2, 0).detach().numpy()
+    assert np.abs(found[:6, :9] - expected).max() <= 1 / 255
+    assert (found[6] == 1).all()
+
+
+def test_a_grid_needs_two_latent_units():
+    with pytest.raises(ValueError, match="two latent units, got 3; use latent_sliders"):
+        latent_grid(untrained(latent_dim=3))
 
 
 # Codes on a grid

@@ -1,9 +1,15 @@
-"""Sliders for notebooks. They decode with the running kernel, so any decoder and any device will do."""
+"""Sliders for notebooks. They decode with the running kernel, so any decoder and any device will do.
 
+`explorer.LatentExplorer` decodes in the browser instead, for dense decoders.
+"""
+
+import asyncio
 import base64
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from vae_core.runtime import evaluation_mode
@@ -13,13 +19,15 @@ if TYPE_CHECKING:
 
     from vae_core.models import VAE
 
+PAUSE = 0.03  # seconds that a redraw waits for further changes
+
 
 def latent_sliders(model: "VAE", extent: float = 3.0, size: int = 224) -> "ipywidgets.Widget":
     """One slider per latent coordinate beside the image that the decoder makes of them.
 
     Each slider runs over [−extent, extent]; `size` is the picture's width in pixels. The widget needs a
-    running kernel. It has `.sliders`, a list, and `.image`, an HTML widget; moving a slider decodes and redraws.
-    Needs ipywidgets (`pip install "vae_core[widgets]"`).
+    running kernel. It has `.sliders`, a list, and `.image`, an HTML widget; moving a slider decodes and redraws,
+    once for all the changes that came in meanwhile. Needs ipywidgets (`pip install "vae_core[widgets]"`).
     """
     import ipywidgets
 
@@ -30,31 +38,86 @@ def latent_sliders(model: "VAE", extent: float = 3.0, size: int = 224) -> "ipywi
     ]
     image = ipywidgets.HTML()  # not ipywidgets.Image, which can carry no alternative text
 
-    def redraw(_change=None) -> None:
+    def redraw() -> None:
         code = [slider.value for slider in sliders]
-        source = "data:image/png;base64," + base64.b64encode(_decode_png(model, code)).decode()
         told = ", ".join(f"{value:.2f}" for value in code)
-        image.value = (
-            f'<img src="{source}" width="{size}" style="image-rendering: pixelated" '
-            f'alt="the decoder\'s mean image at z = ({told})">'
-        )
+        image.value = _img(_decode(model, [code])[0], size, f"the decoder's mean image at z = ({told})")
 
-    for slider in sliders:
-        slider.observe(redraw, names="value")
-    redraw()
+    _redraw_on_change(sliders, redraw)
     box = ipywidgets.HBox([image, ipywidgets.VBox(sliders)])
     box.sliders, box.image = sliders, image
     return box
 
 
-def _decode_png(model: "VAE", code: list[float]) -> bytes:
-    """The decoder's mean image at one code, as the bytes of a PNG, dark on light where it is grey."""
+def latent_grid(model: "VAE", extent: float = 3.0, n: int = 15, size: int = 448) -> "ipywidgets.Widget":
+    """The n×n grid of decoded images of a two-dimensional code, with sliders for its range and resolution.
+
+    `spacing` is linear on [−extent, extent]² or by the prior's quantiles, as in `plots.grid_codes`; `size` is the
+    picture's width in pixels. The widget needs a running kernel. It has `.extent`, `.n`, `.spacing` and `.image`.
+    Raises ValueError unless the model has two latent units. Needs ipywidgets.
+    """
+    import ipywidgets
+
+    from vae_core.plots import grid_codes, tile
+
+    if model.latent_dim != 2:
+        raise ValueError(f"a grid needs a model with two latent units, got {model.latent_dim}; use latent_sliders")
+    reach = ipywidgets.FloatSlider(extent, min=0.5, max=6.0, step=0.1, description="extent")
+    count = ipywidgets.IntSlider(n, min=2, max=30, description="n")
+    spacing = ipywidgets.Dropdown(options=["linear", "quantile"], description="spacing")
+    image = ipywidgets.HTML()
+
+    def redraw() -> None:
+        codes = grid_codes(count.value, reach.value if spacing.value == "linear" else None, spacing.value)
+        picture = tile(_decode(model, codes.tolist()), count.value)
+        told = f"[−{reach.value:.1f}, {reach.value:.1f}]²" if spacing.value == "linear" else "the prior's quantiles"
+        picture = np.atleast_3d(picture).transpose(2, 0, 1)
+        image.value = _img(picture, size, f"{count.value} × {count.value} decoded images, {spacing.value} over {told}")
+
+    _redraw_on_change([reach, count, spacing], redraw)
+    box = ipywidgets.HBox([image, ipywidgets.VBox([reach, count, spacing])])
+    box.extent, box.n, box.spacing, box.image = reach, count, spacing, image
+    return box
+
+
+def _redraw_on_change(controls: list, redraw: Callable[[], None]) -> None:
+    """Draw now, and after changes: once for all that arrive within a pause, so that no old pictures queue up."""
+    waiting = []
+
+    def later(_change: dict) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # no kernel: draw at once
+            redraw()
+            return
+        if not waiting:
+            waiting.append(loop.call_later(PAUSE, draw_newest))
+
+    def draw_newest() -> None:
+        waiting.clear()
+        redraw()
+
+    for control in controls:
+        control.observe(later, names="value")
+    redraw()
+
+
+@torch.no_grad()
+def _decode(model: "VAE", codes: list[list[float]]) -> np.ndarray:
+    """The decoder's mean images (N, C, H, W)."""
+    parameter = next(model.parameters())
+    with evaluation_mode(model):
+        images = model.decode(torch.tensor(codes, dtype=parameter.dtype, device=parameter.device))
+    return images.cpu().double().numpy()
+
+
+def _img(pixels: np.ndarray, size: int, told: str) -> str:
+    """An HTML image of pixels (C, H, W) in [0, 1]; dark on light where they are grey, nan is paper."""
     from PIL import Image
 
-    parameter = next(model.parameters())
-    with evaluation_mode(model), torch.no_grad():
-        pixels = model.decode(torch.tensor([code], dtype=parameter.dtype, device=parameter.device))[0]
-    pixels = pixels.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()  # (H, W, C)
+    paper = 0.0 if len(pixels) == 1 else 1.0
+    levels = (255 * np.clip(np.nan_to_num(pixels, nan=paper), 0, 1)).round().astype("u1").transpose(1, 2, 0)
     buffer = io.BytesIO()
-    Image.fromarray(255 - pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    Image.fromarray(255 - levels[..., 0] if levels.shape[-1] == 1 else levels).save(buffer, "PNG")
+    source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return f'<img src="{source}" width="{size}" style="image-rendering: pixelated" alt="{told}">'
