@@ -43,6 +43,7 @@ notebooks: $(READY)
 reproduce: $(READY)
 	$(BIN)/python -m vae_core reproduce
 	$(BIN)/python book/linear_mnist.py
+	$(BIN)/python book/explorer_codes.py
 
 bench: $(READY)
 	@$(BIN)/python tests/benchmark.py

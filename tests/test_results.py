@@ -5,18 +5,25 @@ import math
 import statistics
 from pathlib import Path
 
+import explorer_codes
 import pytest
+import torch
 
 from vae_core.catalogue import find
 from vae_core.data import load
 from vae_core.evaluation import evaluate
 from vae_core.experiments import prepare
+from vae_core.explorer import EncodedImages
 from vae_core.records import default_out, load_trained, record_path
 from vae_core.runtime import unit_interval
 
 NOT_TRAINED = ("bench-", "linear-")  # measured speeds, and fits without epochs: tests/test_linear_mnist.py
 RECORDS = sorted(path for path in default_out().glob("*.json") if not path.name.startswith(NOT_TRAINED))
-WEIGHTS = sorted(path for path in default_out().glob("*.safetensors") if not path.name.startswith(NOT_TRAINED))
+WEIGHTS = sorted(
+    path
+    for path in default_out().glob("*.safetensors")
+    if not path.name.startswith(NOT_TRAINED) and ".codes" not in path.suffixes
+)
 ORACLE = Path(__file__).with_name("thesis_oracle.jsonl")
 
 
@@ -74,3 +81,13 @@ def test_the_thesis_network_reaches_what_the_independent_oracle_reaches():
     for figure in ("loss", "reconstruction", "kl"):
         difference = statistics.mean(r[figure] for r in ours) - statistics.mean(r[figure] for r in oracle)
         assert abs(difference) < 1, figure
+
+
+@pytest.mark.parametrize("name", explorer_codes.NAMES)
+def test_recorded_codes_are_those_of_the_real_test_images(name, data_root, float32):
+    found = EncodedImages.load(default_out() / f"{name}.codes.safetensors")
+    expected = explorer_codes.encoded(name, data_root)
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.labels, expected.labels)
+    torch.testing.assert_close(found.codes, expected.codes, atol=5e-3, rtol=1e-3)  # kept in half precision
+    torch.testing.assert_close(found.kl, expected.kl, atol=1e-3, rtol=1e-3)

@@ -117,7 +117,7 @@ const STYLE = `
 .latent-explorer .strip { width: 100%; cursor: pointer; }
 .latent-explorer .plane { width: 100%; aspect-ratio: 1; touch-action: none; cursor: crosshair; image-rendering: auto; }
 .latent-explorer :focus-visible { outline: 3px solid #2f7fd6; outline-offset: 2px; }
-.latent-explorer .row { display: flex; flex-wrap: wrap; gap: .4rem; margin: .4rem 0; align-items: center; }
+.latent-explorer .tools { display: flex; flex-wrap: wrap; gap: .4rem; margin: .4rem 0; align-items: center; }
 .latent-explorer .units { max-height: 21rem; overflow-y: auto; padding: 2px; }
 .latent-explorer label.unit { display: grid; grid-template-columns: 7.5rem 1fr 3rem; gap: .4rem; align-items: center; }
 .latent-explorer input[type=range] { width: 100%; min-width: 0; accent-color: #2f7fd6; }
@@ -200,8 +200,8 @@ class Explorer {
     this.behind.onchange = () => this.drawPlane();
     const colours = [...new Set(this.labels)].sort().map((label) =>
       make("span", {}, make("span", { className: "swatch", style: `color: ${this.colour(label)}` }, "■"), ` ${label}`));
-    return [this.plane, make("label", { className: "row" }, "behind the point: ", this.behind),
-      make("div", { className: "row" }, ...(colours.length ? ["class", ...colours] : []))];
+    return [this.plane, make("label", { className: "tools" }, "behind the point: ", this.behind),
+      make("div", { className: "tools" }, ...(colours.length ? ["class", ...colours] : []))];
   }
 
   colour(label) { return this.model.get("palette")[label % this.model.get("palette").length]; }
@@ -257,7 +257,7 @@ class Explorer {
 
   makeButtons() {
     const button = (textContent, onclick) => make("button", { type: "button", textContent, onclick });
-    return make("div", { className: "row" }, button("Reset", () => this.move(this.z.map(() => 0))),
+    return make("div", { className: "tools" }, button("Reset", () => this.move(this.z.map(() => 0))),
       button("Draw from the prior", () => this.move(this.z.map(normal))));
   }
 
@@ -284,7 +284,7 @@ class Explorer {
         onclick: () => { this.move(code(k)); begin(); } }, canvas);
     });
     return [make("div", {}, "Start from a test image:", make("div", { className: "thumbs" }, ...thumbs)),
-      make("label", { className: "row" }, "and go to ", target, way)];
+      make("label", { className: "tools" }, "and go to ", target, way)];
   }
 
   // One unit swept while the others stay
@@ -294,7 +294,7 @@ class Explorer {
     this.swept.onchange = () => this.drawStrip();
     this.strip.onclick = (event) =>
       this.moveUnit(Number(this.swept.value), this.sweep()[Math.floor(9 * event.offsetX / this.strip.clientWidth)]);
-    return make("div", {}, make("label", { className: "row" }, "sweep ", this.swept), this.strip);
+    return make("div", {}, make("label", { className: "tools" }, "sweep ", this.swept), this.strip);
   }
 
   sweep() { return Array.from({ length: 9 }, (_, k) => (k / 4 - 1) * this.extent); }

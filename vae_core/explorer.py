@@ -4,7 +4,7 @@ Needs anywidget (`pip install "vae_core[widgets]"`); the JavaScript is `explorer
 """
 
 import hashlib
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -14,10 +14,11 @@ import ipywidgets
 import numpy as np
 import torch
 import traitlets
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vae_core.plots import PALETTE
-from vae_core.runtime import evaluation_mode
+from vae_core.runtime import evaluation_mode, replacing
 
 NAMES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
 FUNCTIONS = {"none": lambda y: y, "relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
@@ -117,6 +118,58 @@ class DecoderWeights(ipywidgets.Widget):
         return widget
 
 
+@dataclass(frozen=True)
+class EncodedImages:
+    """What an explorer shows of test images: their codes, classes, a few of themselves, and the units' KL.
+
+    `codes` (N, d) are means of q(z|x), `labels` (N,) classes below 256, `images` (M, C, H, W) the first M ≤ N images in
+    uint8, `kl` (d,) the mean KL of each unit, nats. Raises ValueError where these do not fit together.
+    """
+
+    codes: Tensor
+    labels: Tensor
+    images: Tensor
+    kl: Tensor
+
+    def __post_init__(self) -> None:
+        n, d = self.codes.shape
+        if self.labels.shape != (n,) or self.kl.shape != (d,) or len(self.images) > n:
+            shapes = {name: tuple(value.shape) for name, value in vars(self).items()}
+            raise ValueError(f"codes (N, d), labels (N,), images (at most N, C, H, W) and kl (d,) do not fit: {shapes}")
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module, x: Tensor, y: Tensor, *, starts: int = 10, max_codes: int = 1000) -> "EncodedImages":
+        """Encode float images x (N, C, H, W) of classes y; the KL is over all of them, `max_codes` codes are kept."""
+        with evaluation_mode(model):
+            q = model.posterior(x).base_dist
+        kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).mean(0)
+        images = (255 * x[:starts]).round().byte()
+        return cls(q.mean[:max_codes].cpu(), torch.as_tensor(y)[:max_codes].cpu().byte(), images.cpu(), kl.cpu())
+
+    def save(self, path: Path) -> None:
+        """Write them as safetensors, codes in half precision; atomically."""
+        fields = {name: getattr(self, name).contiguous() for name in ("labels", "images")}
+        with replacing(path) as part:
+            save_file(fields | {"codes": self.codes.half().contiguous(), "kl": self.kl.float().contiguous()}, part)
+
+    @classmethod
+    def load(cls, path: Path) -> "EncodedImages":
+        """What `save` has written."""
+        fields = load_file(path)
+        return cls(fields["codes"].float(), fields["labels"], fields["images"], fields["kl"])
+
+    def traits(self) -> dict[str, Any]:
+        """As the JavaScript wants them."""
+        return {
+            "codes": self.codes.numpy().astype("<f4").tobytes(),
+            "labels": self.labels.numpy().tobytes(),
+            "images": self.images.numpy().tobytes(),
+            "kl": [round(value, 4) for value in self.kl.tolist()],
+            "order": self.kl.argsort(descending=True).tolist(),
+        }
+
+
 class LatentExplorer(anywidget.AnyWidget):
     r"""Move through the latent space of a dense VAE and see what its decoder makes of each code.
 
@@ -124,10 +177,10 @@ class LatentExplorer(anywidget.AnyWidget):
     draws from the prior, starts from a test image, goes on to another, and sweeps one unit. `explorer.z` is the code, a
     list of d floats; setting it moves the picture.
 
-    `x` (N, C, H, W), floats in [0, 1], are test images and `y` (N,) their classes: the means of q(z|x) lie behind the
-    plane (at most `max_codes` of them), and the first `starts` images can be started from. With x the units are sorted
-    by their mean KL, nats, and those at most 0.01 are folded away. Each number runs over [−extent, extent].
-    Raises ValueError where `export_decoder` does, and for x without y.
+    `encoded` (`EncodedImages.of(model, x, y)`) are test images: their codes lie behind the plane, and the first few can
+    be started from. With them the units are sorted by their KL, and those with at most 0.01 nats are folded away. Each
+    number runs over [−extent, extent]. Raises ValueError where `export_decoder` does, and for codes or images of
+    another model.
     """
 
     _esm = Path(__file__).with_name("explorer.js")
@@ -141,19 +194,12 @@ class LatentExplorer(anywidget.AnyWidget):
     images = traitlets.Bytes().tag(sync=True)
     palette = traitlets.List(list(PALETTE)).tag(sync=True)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        x: Tensor | None = None,
-        y: Sequence[int] | Tensor | None = None,
-        *,
-        extent: float = 3.0,
-        starts: int = 10,
-        max_codes: int = 1000,
-    ) -> None:
-        if (x is None) != (y is None):
-            raise ValueError("x and y belong together: test images and their classes, or neither")
-        fields = {} if x is None else _test_images(model, x, torch.as_tensor(y), starts, max_codes)
+    def __init__(self, model: nn.Module, encoded: EncodedImages | None = None, *, extent: float = 3.0) -> None:
+        if encoded is not None:
+            theirs, ours = (encoded.codes.shape[1], *encoded.images.shape[1:]), (model.latent_dim, *model.input_shape)
+            if theirs != ours:
+                raise ValueError(f"encoded is of another model: (d, C, H, W) is {theirs}, and the model's is {ours}")
+        fields = {} if encoded is None else encoded.traits()
         super().__init__(decoder=DecoderWeights.of(model), z=[0.0] * model.latent_dim, extent=extent, **fields)
 
     @traitlets.validate("z")
@@ -170,18 +216,3 @@ class LatentExplorer(anywidget.AnyWidget):
         if data:
             data["text/plain"] = f"LatentExplorer of {len(self.z)} latent units"
         return bundle
-
-
-@torch.no_grad()
-def _test_images(model: nn.Module, x: Tensor, y: Tensor, starts: int, max_codes: int) -> dict[str, Any]:
-    """What the explorer shows of test images: codes, classes, KL and order of the units, a few of the images."""
-    with evaluation_mode(model):
-        q = model.posterior(x[:max_codes]).base_dist
-    kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).mean(0)
-    return {
-        "codes": q.mean.cpu().numpy().astype("<f4").tobytes(),
-        "labels": y[:max_codes].cpu().numpy().astype("u1").tobytes(),
-        "images": (255 * x[:starts]).round().byte().cpu().numpy().tobytes(),
-        "kl": [round(value, 4) for value in kl.tolist()],
-        "order": kl.argsort(descending=True).tolist(),
-    }
