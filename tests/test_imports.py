@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "steps": {"runtime"},  # and one step on each kind of device
     "training": {"runtime", "checkpoints", "steps"},
     "gradients": set(),
-    "inference": {"objectives", "distributions", "runtime"},
+    "inference": {"objectives", "distributions", "gradients", "runtime"},
     "evaluation": {"objectives", "inference", "distributions", "runtime"},
     "plots": set(),
     "widgets": {"plots", "runtime"},

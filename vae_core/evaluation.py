@@ -117,14 +117,14 @@ def inference_gap(
     `log_likelihood` (importance sampling with `num_samples` draws from q* widened by a fifth, so a little too small on
     average), `best_elbo`, `elbo`, `approximation_gap`, `amortization_gap`, and `error`, the standard error of the
     first gap. The gaps are differences of means over draws with common random numbers. `x` is float, (B, …), all of it
-    taken at once. Raises ValueError for no images. Source: VI slides §3; Cremer, Li and Duvenaud (2018) eq. (3).
+    taken at once. Raises ValueError for no images, or fewer than two draws. Source: VI slides §3; Cremer, Li and
+    Duvenaud (2018) eq. (3).
     """
-    if len(x) == 0:
-        raise ValueError("x must hold at least one image, got none")
+    if len(x) == 0 or num_samples < 2:
+        raise ValueError(f"one image and two samples at least, got {len(x)} and {num_samples}")
     with evaluation_mode(model), torch.no_grad():
         q = model.posterior(x)
-        with torch.enable_grad():
-            best = refine(model, x, q, steps=steps, seed=seed)
+        best = refine(model, x, q, steps=steps, seed=seed)
         wide = diagonal_normal(best.mean, best.variance.log() + 2 * log(1.2))
         log_p, error = log_mean_exp(_log_weights(WithPosterior(model, wide), x, num_samples, seed, at_once))
         at_q, at_best = (_log_weights(WithPosterior(model, each), x, num_samples, seed, at_once) for each in (q, best))

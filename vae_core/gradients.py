@@ -11,10 +11,11 @@ integer.
 import copy
 from collections.abc import Callable
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution, Independent, Transform
 
 Function = Callable[[Tensor], Tensor]
 
@@ -33,21 +34,20 @@ def score_function(
 
     The baseline c does not move the mean, because the score has mean 0: a number, a tensor (B,), which may depend on
     the input x but not on z, or `"leave-one-out"`, the mean of the other K − 1 values of f.
-    A `control_variate` (h, E_q[h]) subtracts h(z) from f(z) and adds the gradient of its mean, a tensor (B,) that is
-    differentiable in λ; see `taylor_control_variate`. If f contains log q itself, the last term is the famous −1 times
-    the score, of mean 0; put `stop_gradient(q)` into f to be rid of it.
+    A `control_variate` (h, E_q[h]) first subtracts h(z) from f(z), and adds the gradient of its mean, a tensor (B,)
+    that is differentiable in λ; see `taylor_control_variate`. If f contains log q itself, the last term is the famous
+    −1 times the score, of mean 0; put `stop_gradient(q)` into f to be rid of it.
 
     Raises ValueError for another baseline, or for leave-one-out with one sample. Source: Chen §3.3 (without its
     misprint); Williams (1992); baselines: Mnih and Gregor (2014), Kool et al. (2019); Paisley et al. (2012).
     """
     z = q.sample(_size(num_samples))
     values, log_q = f(z), q.log_prob(z)
-    weight = values.detach() - _baseline(values.detach(), baseline)
-    mean = torch.zeros_like(values[0])
+    weight, mean = values.detach(), torch.zeros_like(values[0])
     if control_variate is not None:
         h, mean = control_variate
-        weight = weight - h(z).detach()
-        mean = mean - mean.detach()
+        weight, mean = weight - h(z).detach(), mean - mean.detach()
+    weight = weight - _baseline(weight, baseline)
     return (values + weight * (log_q - log_q.detach())).mean(0) + mean
 
 
@@ -82,8 +82,9 @@ def inverse_cdf(q: Distribution, num_samples: int) -> Tensor:
     """
     base = _factors(q)
     u = torch.rand(_size(num_samples) + base.batch_shape + base.event_shape, dtype=q.mean.dtype, device=q.mean.device)
+    edge = torch.finfo(u.dtype).eps / 2
     try:
-        return base.icdf(u.clamp(min=torch.finfo(u.dtype).tiny))  # never 0, whose place would be −∞
+        return base.icdf(u.clamp(edge, 1 - edge))  # never 0 or 1, whose places would be infinite
     except NotImplementedError:
         raise ValueError(f"{_name(q)} has no inverse distribution function; use another draw") from None
 
@@ -94,7 +95,9 @@ def implicit(q: Distribution, num_samples: int) -> Tensor:
     .. math:: F_\lambda(z) = u \text{ for fixed } u \quad\Rightarrow\quad
               \frac{\partial z}{\partial\lambda} = -\frac{\partial F_\lambda(z)/\partial\lambda}{q_\lambda(z)}
 
-    Raises ValueError if q has no `cdf`. Source: Figurnov, Mohamed and Mnih (2018) eq. (6).
+    Raises ValueError if q has no `cdf`; torch raises NotImplementedError, at the backward pass, for a parameter in
+    which its cdf has no derivative (a Gamma's concentration: `location_scale` knows that one). Source: Figurnov,
+    Mohamed and Mnih (2018) eq. (6).
     """
     base = _factors(q)
     z = base.sample(_size(num_samples))
@@ -158,13 +161,20 @@ def taylor_control_variate(f: Function, q: Independent) -> tuple[Function, Tenso
 
 def stop_gradient(q: Distribution) -> Distribution:
     """The same distribution with parameters that gradients do not flow into; as plain as a constant."""
-    fixed = copy.copy(q)
-    for name, value in vars(q).items():
-        if isinstance(value, Tensor):
-            setattr(fixed, name, value.detach())
-        elif isinstance(value, Distribution):
-            setattr(fixed, name, stop_gradient(value))
-    return fixed
+    return _detached(q)
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, list):
+        return [_detached(part) for part in value]
+    if isinstance(value, Distribution | Transform):
+        fixed = copy.copy(value)
+        for name, part in vars(value).items():
+            setattr(fixed, name, _detached(part))
+        return fixed
+    return value
 
 
 def replicates(surrogate: Callable[..., Tensor], parameters: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
