@@ -48,6 +48,7 @@ reproduce: $(READY)
 bench: $(READY)
 	@$(BIN)/python tests/benchmark.py
 	@$(BIN)/python tests/benchmark_linear.py
+	@$(BIN)/python tests/benchmark_gradients.py
 
 clean:
 	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis

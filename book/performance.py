@@ -66,6 +66,24 @@ def bench_section(record: dict) -> str:
     return text
 
 
+GRADIENTS = """## What a gradient costs, and how much it varies
+
+Estimators of the ELBO's gradient ({{doc}}`/notebooks/06_gradients`), {num_samples} draws each, {batch_size:,} gradients
+at once, on a quadratic log p(x, z) and on a small decoder of 64 binary pixels. Averaging makes variance times time what
+counts: the last column is that product over the pathwise estimator's (for the weighted bound, over its plain
+gradient's). Below 1 is better. {device}, torch {torch}; median of {rounds} rounds.
+"""
+
+
+def gradients_section(record: dict) -> str:
+    head = ["estimator", "µs each", "variance", "variance × time, relative"]
+    rows = [
+        [row["what"], f"{row['microseconds']:.1f}", f"{row['variance']:.2g}", f"{row['ratio']:.2g}"]
+        for row in record["rows"]
+    ]
+    return f"{GRADIENTS.format(**record, torch=record['versions']['torch'])}\n{table(head, rows)}\n"
+
+
 def fast_section() -> str:
     fast, thesis = find("fast-mnist-d20"), find("chen-mnist-d20")
     rows = []
@@ -82,7 +100,9 @@ def fast_section() -> str:
 
 def page() -> str:
     records = [json.loads(path.read_text()) for path in sorted(default_out().glob("bench-*.json"))]
-    parts = [INTRODUCTION, *(bench_section(record) for record in records), fast_section()]
+    gradients = [record for record in records if "num_samples" in record]
+    parts = [INTRODUCTION, *(bench_section(record) for record in records if record not in gradients), fast_section()]
+    parts += [gradients_section(record) for record in gradients]
     if not any(record["device"].startswith("cuda") for record in records):
         parts.append("## On CUDA\n\nNot measured yet: no machine with a CUDA device was at hand.\n")
     return "\n".join(parts)

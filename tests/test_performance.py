@@ -42,3 +42,12 @@ def test_the_page_names_the_machine_and_says_what_was_not_measured(bench):
 
 def test_the_committed_page_can_be_made():
     assert performance.page().startswith("# Performance")
+
+
+def test_the_estimators_of_a_gradient_have_a_table_of_their_own(bench):
+    row = {"what": "quadratic, d = 2: pathwise", "microseconds": 3.14, "variance": 12.345, "ratio": 1.0}
+    text = bench({"num_samples": 8, "batch_size": 1000, "rows": [row]})
+    assert "| quadratic, d = 2: pathwise | 3.1 | 12 | 1 |" in text
+    assert "8 draws each, 1,000 gradients" in text
+    assert "{doc}`/notebooks/06_gradients`" in text
+    assert "images/s" not in text.split("## What a gradient costs")[1]
