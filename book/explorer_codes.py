@@ -1,8 +1,8 @@
 """Record what the explorers show of test images: `python book/explorer_codes.py` (part of `make reproduce`).
 
 For each recorded dense VAE it encodes the experiment's own test images and writes `NAME.codes.safetensors` beside the
-weights: the codes and classes of the first 1000 of them, ten images to start from (one of each class where there are
-ten), and the mean KL of each unit over all of them.
+weights: the codes and classes of the first 1000 of them (300 where there is no plane for them to lie behind), ten
+images to start from (one of each class where there are ten), and the mean KL of each unit over all of them.
 """
 
 import argparse
@@ -31,7 +31,8 @@ def encoded(name: str, data_root: Path | None) -> EncodedImages:
     dataset = prepare(experiment, load(experiment.dataset, data_root), experiment.seed)
     order = one_of_each_first(dataset.y_test)
     x, y = unit_interval(dataset.x_test)[order], dataset.y_test[order]
-    return EncodedImages.of(load_trained(name), x, y)
+    model = load_trained(name)
+    return EncodedImages.of(model, x, y, max_codes=1000 if model.latent_dim == 2 else 300)
 
 
 def main() -> None:

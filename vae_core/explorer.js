@@ -23,7 +23,7 @@ export class Decoder {                             // z (n × d) -> mean images 
   constructor({ layers, shape }, blob) {
     const expected = 2 * layers.reduce((sum, { inputs, outputs }) => sum + (inputs + 1) * outputs, 0);
     if (blob.byteLength !== expected) throw new Error(`the decoder has ${blob.byteLength} bytes, not ${expected}`);
-    const flat = fromHalf(new Uint16Array(blob.buffer.slice(blob.byteOffset, blob.byteOffset + blob.byteLength)));
+    const flat = halves(blob);
     let at = 0;
     const take = (count) => flat.subarray(at, (at += count));
     this.shape = shape;
@@ -85,16 +85,12 @@ export function paint(canvas, images, [channels, height, width], columns = 1) { 
   }
 }
 
-const floats = (view) => new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
+const halves = (view) => fromHalf(new Uint16Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength)));
 const uints = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
-const decoders = new Map();                        // one per set of weights, however many explorers ask
 
-async function decoderOf(model) {
-  const id = model.get("decoder").replace("IPY_MODEL_", "");
-  const source = await model.widget_manager.get_model(id);
-  const key = source.get("digest");
-  if (!decoders.has(key)) decoders.set(key, new Decoder(source.get("header"), source.get("blob")));
-  return decoders.get(key);
+async function decoderOf(model) {                  // kept with the weights: each explorer runs a copy of this script
+  const source = await model.widget_manager.get_model(model.get("decoder").replace("IPY_MODEL_", ""));
+  return (source.latentDecoder ??= new Decoder(source.get("header"), source.get("blob")));
 }
 
 function normal() {                                // Box and Muller
@@ -111,6 +107,7 @@ function make(tag, properties = {}, ...children) {
 
 const STYLE = `
 .latent-explorer { display: flex; flex-wrap: wrap; gap: 1rem; max-width: 46rem; font: inherit; color: inherit; }
+.latent-explorer, .latent-explorer * { box-sizing: border-box; }
 .latent-explorer > div { flex: 1 1 15rem; min-width: 0; }
 .latent-explorer canvas { display: block; background: #fff; border: 1px solid #8888; image-rendering: pixelated; }
 .latent-explorer .picture { width: 100%; max-width: 17rem; }
@@ -131,7 +128,7 @@ class Explorer {
   constructor(model, decoder, root) {
     Object.assign(this, { model, decoder, d: decoder.latentDim, extent: model.get("extent"), wanted: 0 });
     this.order = model.get("order").length ? model.get("order") : [...Array(this.d).keys()];
-    this.codes = floats(model.get("codes"));       // of test images, N × d, with their labels
+    this.codes = halves(model.get("codes"));       // of test images, N × d, with their labels
     this.labels = uints(model.get("labels"));
     this.picture = make("canvas", { className: "picture", role: "img" });
     this.words = make("output", { "aria-live": "polite" });
@@ -139,15 +136,17 @@ class Explorer {
     this.left = make("div", {}, ...(this.d === 2 ? this.makePlane() : this.makeSliders()));
     this.right = make("div", {}, this.picture, this.words, this.makeButtons(), ...this.makeStarts(), this.makeStrip());
     root.append(make("style", { textContent: STYLE }), make("div", { className: "latent-explorer" }, this.left, this.right));
-    this.listen = () => this.refresh();
+    this.listen = () => { if (!this.underway) this.begin?.(); this.refresh(); };
     model.on("change:z", this.listen);
     this.draw();
   }
 
   get z() { return this.model.get("z"); }
 
-  move(z) {                                        // the one way to change z: the model tells everybody else
+  move(z, underway = false) {                      // the one way to change z: the model tells everybody else
+    this.underway = underway;                      // to another image, or else the way there starts anew
     this.model.set("z", z.map((value) => Math.max(-this.extent, Math.min(this.extent, value))));
+    this.underway = false;
     this.model.save_changes();
   }
 
@@ -160,7 +159,7 @@ class Explorer {
   draw() {
     const z = this.z, near = this.nearest(z);
     paint(this.picture, this.decoder.decode(z), this.decoder.shape);
-    const shown = this.order.slice(0, 6).map((k) => `z${k + 1} = ${z[k].toFixed(2)}`).join(", ");
+    const shown = (this.d === 2 ? [0, 1] : this.order.slice(0, 6)).map((k) => `z${k + 1} = ${z[k].toFixed(2)}`).join(", ");
     this.words.textContent = shown + (this.d > 6 ? ", …" : "") + (near === null ? "" : `; the nearest test image is of class ${near}`);
     this.picture.setAttribute("aria-label", `The decoder's mean image at ${this.words.textContent}`);
     this.sliders?.forEach((slider, k) => { slider.value = z[k]; slider.nextSibling.textContent = z[k].toFixed(2); });
@@ -198,7 +197,7 @@ class Explorer {
     this.behind = make("select", {}, ...(this.labels.length ? ["test images' codes"] : []).concat("decoded images", "nothing")
       .map((name) => make("option", { textContent: name })));
     this.behind.onchange = () => this.drawPlane();
-    const colours = [...new Set(this.labels)].sort().map((label) =>
+    const colours = [...new Set(this.labels)].sort((a, b) => a - b).map((label) =>
       make("span", {}, make("span", { className: "swatch", style: `color: ${this.colour(label)}` }, "■"), ` ${label}`));
     return [this.plane, make("label", { className: "tools" }, "behind the point: ", this.behind),
       make("div", { className: "tools" }, ...(colours.length ? ["class", ...colours] : []))];
@@ -251,7 +250,7 @@ class Explorer {
     const active = this.order.filter((unit) => !kl.length || kl[unit] > 0.01).length;
     const parts = [make("div", { className: "units" }, ...rows.slice(0, active))];
     if (active < rows.length)
-      parts.push(make("details", {}, make("summary", { textContent: `${rows.length - active} units that carry nothing` }), ...rows.slice(active)));
+      parts.push(make("details", {}, make("summary", { textContent: `units that carry nothing: ${rows.length - active}` }), ...rows.slice(active)));
     return parts;
   }
 
@@ -269,19 +268,18 @@ class Explorer {
     const target = make("select", { "aria-label": "go to" }, ...Array.from({ length: count }, (_, k) =>
       make("option", { value: k, textContent: `test image ${k + 1}, of class ${this.labels[k]}` })));
     const way = make("input", { type: "range", min: 0, max: 1, step: 0.01, value: 0, "aria-label": "how far on the way" });
-    let from = null;
-    const begin = () => { from = [...this.z]; way.value = 0; };
-    target.onchange = begin;
+    let from = [...this.z];
+    this.begin = () => { from = [...this.z]; way.value = 0; };
+    target.onchange = this.begin;
     way.oninput = () => {
-      if (!from) from = [...this.z];
       const to = code(Number(target.value)), t = Number(way.value);
-      this.move(from.map((value, k) => (1 - t) * value + t * to[k]));
+      this.move(from.map((value, k) => (1 - t) * value + t * to[k]), true);
     };
     const thumbs = Array.from({ length: count }, (_, k) => {
       const canvas = make("canvas");
       paint(canvas, Float32Array.from(images.subarray(k * pixels, (k + 1) * pixels), (v) => v / 255), this.decoder.shape);
       return make("button", { type: "button", "aria-label": `start from test image ${k + 1}, of class ${this.labels[k]}`,
-        onclick: () => { this.move(code(k)); begin(); } }, canvas);
+        onclick: () => this.move(code(k)) }, canvas);
     });
     return [make("div", {}, "Start from a test image:", make("div", { className: "thumbs" }, ...thumbs)),
       make("label", { className: "tools" }, "and go to ", target, way)];
@@ -292,8 +290,10 @@ class Explorer {
     this.swept = make("select", { "aria-label": "the unit that is swept" }, ...this.order.map((unit) =>
       make("option", { value: unit, textContent: `z${unit + 1}` })));
     this.swept.onchange = () => this.drawStrip();
-    this.strip.onclick = (event) =>
-      this.moveUnit(Number(this.swept.value), this.sweep()[Math.floor(9 * event.offsetX / this.strip.clientWidth)]);
+    this.strip.onclick = (event) => {
+      const place = Math.floor(9 * event.offsetX / this.strip.clientWidth);
+      this.moveUnit(Number(this.swept.value), this.sweep()[Math.max(0, Math.min(8, place))]);
+    };
     return make("div", {}, make("label", { className: "tools" }, "sweep ", this.swept), this.strip);
   }
 
@@ -311,7 +311,7 @@ async function render({ model, el }) {
     const explorer = new Explorer(model, await decoderOf(model), el);
     return () => model.off("change:z", explorer.listen);
   } catch (error) {
-    el.textContent = `This explorer could not start: ${error.message}`;
+    el.textContent = error.message = `This explorer could not start: ${error.message}`;
     throw error;
   }
 }

@@ -141,11 +141,14 @@ class EncodedImages:
     @torch.no_grad()
     def of(cls, model: nn.Module, x: Tensor, y: Tensor, *, starts: int = 10, max_codes: int = 1000) -> "EncodedImages":
         """Encode float images x (N, C, H, W) of classes y; the KL is over all of them, `max_codes` codes are kept."""
+        y = torch.as_tensor(y)
+        if len(y) and not 0 <= int(y.min()) <= int(y.max()) <= 255:
+            raise ValueError(f"y must be classes from 0 to 255, got {int(y.min())} to {int(y.max())}")
         with evaluation_mode(model):
             q = model.posterior(x).base_dist
         kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).mean(0)
         images = (255 * x[:starts]).round().byte()
-        return cls(q.mean[:max_codes].cpu(), torch.as_tensor(y)[:max_codes].cpu().byte(), images.cpu(), kl.cpu())
+        return cls(q.mean[:max_codes].cpu(), y[:max_codes].cpu().byte(), images.cpu(), kl.cpu())
 
     def save(self, path: Path) -> None:
         """Write them as safetensors, codes in half precision; atomically."""
@@ -162,7 +165,7 @@ class EncodedImages:
     def traits(self) -> dict[str, Any]:
         """As the JavaScript wants them."""
         return {
-            "codes": self.codes.numpy().astype("<f4").tobytes(),
+            "codes": self.codes.numpy().astype("<f2").tobytes(),
             "labels": self.labels.numpy().tobytes(),
             "images": self.images.numpy().tobytes(),
             "kl": [round(value, 4) for value in self.kl.tolist()],
