@@ -9,7 +9,7 @@ integer.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import log
 from typing import Any
 
@@ -149,8 +149,8 @@ def taylor_control_variate(f: Function, q: Independent) -> tuple[Function, Tenso
     """
     m = q.mean.detach().requires_grad_()
     with torch.enable_grad():
-        slope = _derivative(f(m[None]), m, create_graph=True)
-        columns = [_derivative(slope[..., j], m)[..., j] for j in range(m.shape[-1])]
+        (slope,) = _derivatives(f(m[None]), [m], create_graph=True)
+        columns = [_derivatives(slope[..., j], [m], retain_graph=True)[0][..., j] for j in range(m.shape[-1])]
     m, slope, curvature = m.detach(), slope.detach(), torch.stack(columns, -1)
 
     def h(z: Tensor) -> Tensor:
@@ -184,8 +184,7 @@ def replicates(surrogate: Callable[..., Tensor], parameters: tuple[Tensor, ...],
     one estimator per copy: `lambda mean, log_variance: pathwise(f, diagonal_normal(mean, log_variance))`.
     """
     copies = [value.detach().expand(count, *value.shape).clone().requires_grad_() for value in parameters]
-    values = surrogate(*copies)
-    return tuple(_derivative(values, each) for each in copies)
+    return _derivatives(surrogate(*copies), copies)
 
 
 def _size(num_samples: int) -> torch.Size:
@@ -194,12 +193,12 @@ def _size(num_samples: int) -> torch.Size:
     return torch.Size([num_samples])
 
 
-def _derivative(value: Tensor, of: Tensor, **options) -> Tensor:
-    """The gradient of value.sum(); zeros where `value` does not depend on `of`."""
+def _derivatives(value: Tensor, of: Sequence[Tensor], **options) -> tuple[Tensor, ...]:
+    """The gradients of value.sum(); zeros where `value` does not depend on one."""
     if not value.requires_grad:
-        return torch.zeros_like(of)
-    (slope,) = torch.autograd.grad(value.sum(), of, allow_unused=True, **({"retain_graph": True} | options))
-    return torch.zeros_like(of) if slope is None else slope
+        return tuple(torch.zeros_like(each) for each in of)
+    slopes = torch.autograd.grad(value.sum(), of, allow_unused=True, **options)
+    return tuple(torch.zeros_like(each) if slope is None else slope for each, slope in zip(of, slopes, strict=True))
 
 
 def _baseline(values: Tensor, baseline: float | Tensor | str) -> float | Tensor:
