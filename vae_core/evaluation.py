@@ -117,8 +117,10 @@ def inference_gap(
     `log_likelihood` (importance sampling with `num_samples` draws from q* widened by a fifth, so a little too small on
     average), `best_elbo`, `elbo`, `approximation_gap`, `amortization_gap`, and `error`, the standard error of the
     first gap. The gaps are differences of means over draws with common random numbers. `x` is float, (B, …), all of it
-    taken at once. Raises ValueError for no images, or fewer than two draws. Source: VI slides §3; Cremer, Li and
-    Duvenaud (2018) eq. (3).
+    taken at once. Where the posterior has a second hump that q* does not cover, no draw goes there: log p(x) and the
+    first gap come out too small, and `error` does not show it; `inference.annealed_importance_sampling` from the prior
+    does. Raises ValueError for no images, or fewer than two draws.
+    Source: VI slides §3; Cremer, Li and Duvenaud (2018) eq. (3).
     """
     if len(x) == 0 or num_samples < 2:
         raise ValueError(f"one image and two samples at least, got {len(x)} and {num_samples}")
