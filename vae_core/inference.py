@@ -160,7 +160,8 @@ def annealed_importance_sampling(
     E[w] = p(x) exactly, for any number of temperatures and any step; more of them make w vary less. T is one step of
     Hamiltonian Monte Carlo: `leapfrog_steps` of `step_size` standard deviations of q. With one temperature it is
     importance sampling from q. Begin with a q that covers the posterior, such as the prior: what a narrow q never
-    reaches is missing, and the weights do not tell. The caller's random state is left as it was; no gradient flows into q or the model.
+    reaches is missing, and the weights do not tell. The caller's random state is left as it was; no gradient flows
+    into q or the model.
     Raises ValueError unless all counts are positive. Source: Neal (2001) §2; for decoders, Wu et al. (2017).
     """
     _check_positive(num_samples=num_samples, temperatures=temperatures, leapfrog_steps=leapfrog_steps)
