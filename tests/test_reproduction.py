@@ -112,3 +112,11 @@ def test_what_is_not_recorded_is_named(registry):
 def test_the_committed_page_names_every_experiment():
     text = reproduction.page()
     assert [name for name in catalogue.EXPERIMENTS if f"`{name}`" not in text] == []
+
+
+def test_the_robustness_verdict_asks_for_alike_at_the_smallest_code_and_worse_at_the_largest():
+    holds = reproduction.robustness_verdict({2: [1.01, 1.04], 50: [1.9, 2.7], 10: [1.5]})
+    assert "1.01 to 1.04 at K = 2; 1.50 to 1.50 at K = 10; 1.90 to 2.70 at K = 50" in holds
+    assert "claim **holds** here" in holds
+    for ratios in ({2: [1.2], 50: [2.0]}, {2: [1.0], 50: [1.05, 2.0]}):
+        assert "claim **does not hold** here" in reproduction.robustness_verdict(ratios)
