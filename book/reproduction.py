@@ -124,7 +124,7 @@ def images(group: Recorded) -> str:
     for experiment, records in group:
         test, label = records[0]["test"], experiment.label
         name = experiment.dataset + (f" of class {label}" if label is not None else "")
-        floor = max(test["entropy_floor"], 0.0)
+        floor = max(0.0, test["entropy_floor"])  # in this order: never -0.0
         told[name] = f"{test['n']:,} test images of {name}, entropy floor {floor:.2f} nats"
     return "; ".join(told.values())
 
