@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
-MATHS = [*CHAPTERS, "book/notation"]
+NUMBERED = [page for page in CHAPTERS if page.split("/")[1][0].isdigit()]  # the others are explorers
+MATHS = [*NUMBERED, "book/notation"]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def test_every_notebook_is_in_the_table_of_contents():
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_of_the_table_of_contents_is_in_the_book(html, page):
     text = (html / f"{page}.html").read_text()
-    assert len(re.findall(r"<p>", text)) > 3 or page == "book/bibliography"
+    assert len(re.findall(r"<p>", text)) > 2 or page == "book/bibliography"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -132,7 +133,7 @@ def test_nothing_sticks_out_of_a_phone(browser, served, page):
 def test_pictures_are_loaded_and_described(browser, served, page):
     with Visit(browser, f"{served}/{page}.html") as visit:
         pictures = visit.page.locator("article img")
-        assert pictures.count() >= 5
+        assert pictures.count() >= (5 if page in NUMBERED else 1)
         for k in range(pictures.count()):
             picture = pictures.nth(k)
             assert len(picture.get_attribute("alt") or "") > 40
