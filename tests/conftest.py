@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from vae_core import experiments
 from vae_core.__main__ import main
 from vae_core.data import default_root
 from vae_core.objectives import elbo_terms
+
+settings.register_profile("without a clock", deadline=None)  # timings live in benchmarks: a busy machine is no failure
+settings.load_profile("without a clock")
 
 
 @pytest.fixture(autouse=True)

@@ -161,7 +161,7 @@ def test_search_finds(browser, served, words, page):
         assert any(page in link.get_attribute("href") for link in results.all())
 
 
-@pytest.mark.parametrize("page", CHAPTERS)
+@pytest.mark.parametrize("page", NUMBERED)
 def test_a_solution_unfolds(browser, served, page):
     with Visit(browser, f"{served}/{page}.html") as visit:
         solution = visit.page.locator(".solution.dropdown").first
@@ -171,7 +171,7 @@ def test_a_solution_unfolds(browser, served, page):
         inner.wait_for(state="visible")
 
 
-@pytest.mark.parametrize("page", CHAPTERS)
+@pytest.mark.parametrize("page", NUMBERED)
 def test_sliders_that_need_python_say_so(browser, served, page):
     with Visit(browser, f"{served}/{page}.html") as visit:
         notebook = (ROOT / f"{page}.ipynb").read_text()
