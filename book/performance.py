@@ -100,9 +100,8 @@ def fast_section() -> str:
 
 def page() -> str:
     records = [json.loads(path.read_text()) for path in sorted(default_out().glob("bench-*.json"))]
-    gradients = [record for record in records if "num_samples" in record]
-    parts = [INTRODUCTION, *(bench_section(record) for record in records if record not in gradients), fast_section()]
-    parts += [gradients_section(record) for record in gradients]
+    speeds, gradients = ([r for r in records if ("num_samples" in r) == wanted] for wanted in (False, True))
+    parts = [INTRODUCTION, *map(bench_section, speeds), fast_section(), *map(gradients_section, gradients)]
     if not any(record["device"].startswith("cuda") for record in records):
         parts.append("## On CUDA\n\nNot measured yet: no machine with a CUDA device was at hand.\n")
     return "\n".join(parts)

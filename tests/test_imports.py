@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "evaluation": {"objectives", "inference", "distributions", "runtime"},
     "plots": set(),
     "widgets": {"plots", "runtime"},
-    "explorer": {"plots", "runtime"},  # the widget whose decoder runs in the browser
+    "explorer": {"plots", "runtime", "evaluation"},  # the widget whose decoder runs in the browser
 }
 MAY_IMPORT["catalogue"] = {"models"}  # the definitions of the named experiments
 MAY_IMPORT["records"] = {"catalogue", "data", "runtime"}  # what their runs leave behind

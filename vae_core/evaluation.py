@@ -10,7 +10,7 @@ from torch.distributions import Normal
 
 from vae_core.distributions import diagonal_normal
 from vae_core.inference import WithPosterior, log_mean_exp, refine
-from vae_core.objectives import code_log_likelihood, elbo_terms, log_weights
+from vae_core.objectives import LatentVariableModel, code_log_likelihood, elbo_terms, log_weights
 from vae_core.runtime import evaluation_mode, random_state
 
 
@@ -96,11 +96,9 @@ def log_likelihood(
     if len(x) == 0 or num_samples < 1:
         raise ValueError(f"one image and one sample at least, got {len(x)} and {num_samples}")
     device, totals = next(model.parameters()).device, []
-    shares = [at_once] * (num_samples // at_once) + [num_samples % at_once] * (num_samples % at_once > 0)
     with evaluation_mode(model), torch.no_grad(), random_state(seed):
         for batch in x.split(batch_size):
-            parts = [log_weights(model, batch.to(device), share).double().logsumexp(0) for share in shares]
-            totals.append(torch.stack(parts).logsumexp(0) - log(num_samples))
+            totals.append(_log_weights(model, batch.to(device), num_samples, at_once).logsumexp(0) - log(num_samples))
     return torch.cat(totals)
 
 
@@ -128,18 +126,20 @@ def inference_gap(
         q = model.posterior(x)
         best = refine(model, x, q, steps=steps, seed=seed)
         wide = diagonal_normal(best.mean, best.variance.log() + 2 * log(1.2))
-        log_p, error = log_mean_exp(_log_weights(WithPosterior(model, wide), x, num_samples, seed, at_once))
-        at_q, at_best = (_log_weights(WithPosterior(model, each), x, num_samples, seed, at_once) for each in (q, best))
+        log_w = []
+        for each in (wide, q, best):
+            with random_state(seed):
+                log_w.append(_log_weights(WithPosterior(model, each), x, num_samples, at_once))
+    (log_p, error), at_q, at_best = log_mean_exp(log_w[0]), *log_w[1:]
     gaps = {"approximation_gap": log_p - at_best.mean(0), "amortization_gap": (at_best - at_q).mean(0)}
     error = (error.square() + at_best.var(0) / num_samples).sqrt()
     return {"log_likelihood": log_p, "best_elbo": at_best.mean(0), "elbo": at_q.mean(0), **gaps, "error": error}
 
 
-def _log_weights(model: WithPosterior, x: Tensor, num_samples: int, seed: int, at_once: int) -> Tensor:
+def _log_weights(model: LatentVariableModel, x: Tensor, num_samples: int, at_once: int) -> Tensor:
     """`objectives.log_weights`, a few draws at a time: (K, B), in float64."""
-    with random_state(seed):
-        shares = [min(at_once, num_samples - done) for done in range(0, num_samples, at_once)]
-        return torch.cat([log_weights(model, x, share).double() for share in shares])
+    shares = [min(at_once, num_samples - done) for done in range(0, num_samples, at_once)]
+    return torch.cat([log_weights(model, x, share).double() for share in shares])
 
 
 def kl_per_unit(model: nn.Module, x: Tensor, batch_size: int = 1000) -> Tensor:

@@ -17,6 +17,7 @@ import traitlets
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vae_core.evaluation import kl_per_unit
 from vae_core.plots import PALETTE
 from vae_core.runtime import evaluation_mode, replacing
 
@@ -104,7 +105,6 @@ class DecoderWeights(ipywidgets.Widget):
 
     header = traitlets.Dict().tag(sync=True)
     blob = traitlets.Bytes().tag(sync=True)
-    digest = traitlets.Unicode().tag(sync=True)
     _kept: ClassVar[WeakValueDictionary[str, "DecoderWeights"]] = WeakValueDictionary()
 
     @classmethod
@@ -114,7 +114,7 @@ class DecoderWeights(ipywidgets.Widget):
         digest = hashlib.sha256(repr(header).encode() + blob).hexdigest()
         widget = cls._kept.get(digest)
         if widget is None or widget.comm is None:  # never made, or closed
-            widget = cls._kept[digest] = cls(header=header, blob=blob, digest=digest)
+            widget = cls._kept[digest] = cls(header=header, blob=blob)
         return widget
 
 
@@ -145,10 +145,9 @@ class EncodedImages:
         if len(y) and not 0 <= int(y.min()) <= int(y.max()) <= 255:
             raise ValueError(f"y must be classes from 0 to 255, got {int(y.min())} to {int(y.max())}")
         with evaluation_mode(model):
-            q = model.posterior(x).base_dist
-        kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).mean(0)
+            codes = model.encode(x[:max_codes].to(next(model.parameters()).device))
         images = (255 * x[:starts]).round().byte()
-        return cls(q.mean[:max_codes].cpu(), y[:max_codes].cpu().byte(), images.cpu(), kl.cpu())
+        return cls(codes.cpu(), y[:max_codes].cpu().byte(), images.cpu(), kl_per_unit(model, x).cpu())
 
     def save(self, path: Path) -> None:
         """Write them as safetensors, codes in half precision; atomically."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vae_core.runtime import Runtime, unit_interval
+from vae_core.runtime import Runtime, random_state, unit_interval
 
 
 class Step:
@@ -75,8 +75,7 @@ class Step:
         if self.runtime.world_size == 1:
             yield
             return
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(hash((seed, epoch, self.runtime.rank)) % 2**63)
+        with random_state(hash((seed, epoch, self.runtime.rank)) % 2**63):
             yield
 
     def over_processes(self, sums: Tensor) -> Tensor:

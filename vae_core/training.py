@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vae_core import checkpoints
-from vae_core.runtime import Runtime, check_seed, unit_interval
+from vae_core.runtime import Runtime, check_seed, random_state, unit_interval
 from vae_core.steps import GraphedStep, Step
 
 Objective = Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, dict[str, Tensor]]]
@@ -84,8 +84,7 @@ def fit(
     x, model, on_cuda = x.to(runtime.device), model.to(runtime.device), runtime.device.type == "cuda"
     rates = dict(lr=learning_rate, weight_decay=weight_decay, betas=tuple(betas))
     optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=on_cuda, **rates)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), runtime.process_group():
-        torch.manual_seed(training_stream(seed))
+    with runtime.process_group(), random_state(training_stream(seed)):
         history = _restore(checkpoint, model, optimizer, settings, epochs, resume)
         parts = (model, x, objective, optimizer, reduction, runtime, anneal is not None)
         step = GraphedStep(*parts) if on_cuda else Step(*parts)
