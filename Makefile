@@ -44,6 +44,7 @@ reproduce: $(READY)
 	$(BIN)/python -m vae_core reproduce
 	$(BIN)/python book/linear_mnist.py
 	$(BIN)/python book/explorer_codes.py
+	$(BIN)/python book/measurements.py
 
 bench: $(READY)
 	@$(BIN)/python tests/benchmark.py

@@ -1,0 +1,277 @@
+"""Record what chapters 09 to 13 show and judge: `python book/measurements.py [NAME ...]` (part of `make reproduce`).
+
+Each measurement takes the recorded weights (and trains again, from the same definition, those runs that keep none),
+encodes and decodes the real test images, and writes `measured-NAME.json` (figures) and `measured-NAME.safetensors`
+(pictures as uint8, codes in half precision) to `book/results/`. A measurement that is recorded is not made again.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from sklearn.manifold import TSNE, trustworthiness
+from torch import Tensor, nn
+
+from vae_core.catalogue import find
+from vae_core.data import Dataset, load
+from vae_core.evaluation import kl_per_unit, linear_probe, neighbour_accuracy, reconstruction_mse, sharpness
+from vae_core.experiments import build, losses, objective_of, prepare
+from vae_core.linear import PCA
+from vae_core.records import commit, default_out, load_trained, versions, write_record
+from vae_core.runtime import Runtime, evaluation_mode, random_state, replacing, unit_interval
+from vae_core.training import fit
+
+Figures, Tensors = dict, dict[str, Tensor]
+IRVIN_EPOCHS = 40  # about where our curve passes through the printed figures; the runs of 550 epochs keep no weights
+T_SNE = dict(perplexity=50, init="pca", learning_rate="auto", random_state=0)  # listing A.2's perplexity
+
+
+def trained(name: str, dataset: Dataset, seed: int | None = None, epochs: int | None = None) -> nn.Module:
+    """The recorded model of an experiment; without recorded weights, the same run again."""
+    experiment = find(name)
+    seed = experiment.seed if seed is None else seed
+    if experiment.weights and (seed, epochs) == (experiment.seed, None):
+        return load_trained(name)
+    model = build(experiment, seed)
+    x, (objective, anneal) = prepare(experiment, dataset, seed).x_train, objective_of(experiment, model)
+    fit(model, x, objective, epochs=epochs or experiment.epochs, seed=seed, anneal=anneal, **experiment.training)
+    return model.eval()
+
+
+def in_batches(function, x: Tensor, size: int = 1000) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([function(batch) for batch in x.split(size)])
+
+
+def encoded(model: nn.Module, x: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The means of q(z|x), and one draw from each q, (N, d) both."""
+    with evaluation_mode(model), random_state(seed):
+        means = in_batches(model.encode, x)
+        return means, in_batches(lambda batch: model.posterior(batch).sample(), x)
+
+
+def decoded(model: nn.Module, z: Tensor) -> Tensor:
+    with evaluation_mode(model):
+        return in_batches(model.decode, z)
+
+
+def accuracies(train: Tensor, y_train: Tensor, test: Tensor, y_test: Tensor) -> Figures:
+    """Accuracy on the test set of a linear classifier, and of the ten nearest neighbours."""
+    parts = (train, y_train, test, y_test)
+    return {"linear": linear_probe(*parts), "neighbours": neighbour_accuracy(*parts)}
+
+
+def controls(dataset: Dataset, sizes: Iterable[int]) -> Figures:
+    """What the pixels themselves allow, and PCA codes of the same sizes."""
+    x, x_test = (unit_interval(each).flatten(1) for each in (dataset.x_train, dataset.x_test))
+    found = {"raw pixels": accuracies(x, dataset.y_train, x_test, dataset.y_test)}
+    pca = PCA(max(sizes)).fit(x.double())
+    z, z_test = (pca.transform(each.double()).float() for each in (x, x_test))
+    for d in sizes:
+        found[f"PCA, d = {d}"] = accuracies(z[:, :d], dataset.y_train, z_test[:, :d], dataset.y_test)
+    return found
+
+
+def classifier(x: Tensor, y: Tensor, epochs: int = 4, seed: int = 0) -> nn.Module:
+    """A small convolutional classifier of the original images: the judge whose labels reconstructions may flip."""
+    with random_state(seed):
+        width, side = 32, x.shape[-1] // 4
+        model = nn.Sequential(
+            nn.Conv2d(x.shape[1], width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(width, 2 * width, 3, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(2 * width * side**2, 128), nn.ReLU(), nn.Linear(128, 10),
+        )  # fmt: skip
+        optimizer = torch.optim.Adam(model.parameters())
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=epochs * -(-len(x) // 128))
+        for _ in range(epochs):
+            for index in torch.randperm(len(x)).split(128):
+                loss = nn.functional.cross_entropy(model(unit_interval(x[index])), y[index])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return model.eval()
+
+
+def flips(judge: nn.Module, x: Tensor, y: Tensor, x_hat: Tensor) -> Figures:
+    """What the judge says of reconstructions: accuracy, the share whose label flips, and from which to which class."""
+    before, after = (in_batches(lambda batch: judge(batch).argmax(1), each) for each in (x, x_hat))
+    counts = torch.bincount(10 * before + after, minlength=100).reshape(10, 10)
+    share = (before != after).double().mean().item()
+    return {"accuracy": (after == y).double().mean().item(), "flipped": share, "from_to": counts.tolist()}
+
+
+def plane(z: Tensor, y: Tensor) -> tuple[Tensor, Figures]:
+    """A t-SNE picture of codes, (N, 2), and how far it can be trusted."""
+    picture = TSNE(**T_SNE).fit_transform(z.numpy())
+    some = slice(0, 5000)
+    half = len(z) // 2
+    found = {"trustworthiness": float(trustworthiness(z[some].numpy(), picture[some], n_neighbors=10))}
+    for name, points in (("picture", torch.tensor(picture)), ("code", z)):
+        found[f"neighbours_in_{name}"] = neighbour_accuracy(points[:half], y[:half], points[half:], y[half:])
+    return torch.tensor(picture), found
+
+
+def grey(name: str, dataset: Dataset) -> tuple[Figures, Tensors]:
+    """Chapters 09 and 11: the thesis' models with two and with twenty latent units, three seeds each."""
+    x_train, x_test = unit_interval(dataset.x_train), unit_interval(dataset.x_test)
+    y_train, y_test = dataset.y_train, dataset.y_test
+    judge, first = classifier(dataset.x_train, y_train), torch.arange(30) * 128  # listing A.2's thirty images
+    labels = in_batches(lambda batch: judge(batch).argmax(1), x_test)
+    found = {"judge_accuracy": (labels == y_test).double().mean().item(), "probes": controls(dataset, (2, 20))}
+    found |= {"sharpness": {"originals": sharpness(x_test)}, "flips": {}, "kl_per_unit": {}}
+    found["thirty"] = {"class": y_test[first].tolist(), "originals": labels[first].tolist()}
+    kept = {"images": x_test[first], "y_test": y_test}
+    for d in (2, 20):
+        experiment = find(f"chen-{name}-d{d}")
+        for seed in experiment.seeds:
+            key, model = f"d = {d}, seed {seed}", trained(experiment.name, dataset, seed)
+            (means, draws), (z_test, z_draw) = encoded(model, x_train), encoded(model, x_test)
+            found["probes"][key] = accuracies(means, y_train, z_test, y_test)
+            found["probes"][f"{key}, sampled"] = accuracies(draws, y_train, z_draw, y_test)
+            x_hat = decoded(model, z_draw)
+            found["flips"][key], found["sharpness"][key] = flips(judge, x_test, y_test, x_hat), sharpness(x_hat)
+            found["kl_per_unit"][key] = kl_per_unit(model, x_test).tolist()
+            if seed == experiment.seed:
+                kept |= {f"reconstructions_{d}": x_hat[first], f"codes_{d}": z_draw if d == 2 else z_draw[first]}
+                found["thirty"][f"d = {d}"] = judge(x_hat[first]).argmax(1).tolist()
+                if d == 20:
+                    kept["t_sne"], found["t_sne"] = plane(z_draw, y_test)
+            print(key, found["probes"][key], round(found["flips"][key]["flipped"], 4), flush=True)
+    return found, kept
+
+
+def cifar10(dataset: Dataset) -> tuple[Figures, Tensors]:
+    """Chapter 12: dense against convolutional."""
+    x_train, x_test = unit_interval(dataset.x_train), unit_interval(dataset.x_test)
+    first = torch.arange(10) * 128
+    judge = classifier(dataset.x_train, dataset.y_train, epochs=8)
+    labels = in_batches(lambda batch: judge(batch).argmax(1), x_test)
+    found = {"judge_accuracy": (labels == dataset.y_test).double().mean().item()}
+    found |= {"probes": controls(dataset, (20, 256)), "sharpness": {"originals": sharpness(x_test)}}
+    found |= {"flips": {}, "kl_per_unit": {}, "mse": {}, "t_sne": {}}
+    kept = {"images": x_test[first], "y_test": dataset.y_test}
+    for kind in ("fc", "cnn"):
+        model = trained(f"chen-cifar10-{kind}", dataset)
+        (means, draws), (z_test, z_draw) = encoded(model, x_train), encoded(model, x_test)
+        found["probes"][kind] = accuracies(means, dataset.y_train, z_test, dataset.y_test)
+        found["probes"][f"{kind}, sampled"] = accuracies(draws, dataset.y_train, z_draw, dataset.y_test)
+        x_hat = decoded(model, z_draw)
+        found["flips"][kind], found["sharpness"][kind] = flips(judge, x_test, dataset.y_test, x_hat), sharpness(x_hat)
+        found["mse"][kind] = reconstruction_mse(model, x_test)
+        found["kl_per_unit"][kind] = kl_per_unit(model, x_test).tolist()
+        kept[f"t_sne_{kind}"], found["t_sne"][kind] = plane(z_draw, dataset.y_test)
+        with random_state(0):
+            kept[f"samples_{kind}"] = decoded(model, torch.randn(16, model.latent_dim))
+        kept[f"reconstructions_{kind}"] = x_hat[first]
+        print(kind, found["probes"][kind], round(found["flips"][kind]["flipped"], 4), flush=True)
+    return found, kept
+
+
+def irvin(dataset: Dataset) -> tuple[Figures, Tensors]:
+    """Chapter 10: six reconstructions a model, and the codes of all training images with two units."""
+    x_test, first = unit_interval(dataset.x_test), torch.arange(6)
+    kept, found = {"images": x_test[first], "y_train": dataset.y_train}, {"losses": {}, "probes": {}, "epochs": {}}
+    x_train = unit_interval(dataset.x_train)
+    for d in (2, 3, 50):
+        epochs = None if d == 2 else IRVIN_EPOCHS
+        model = trained(f"irvin-z{d}", dataset, epochs=epochs)
+        means, draws = encoded(model, x_train)
+        found["epochs"][str(d)] = epochs or find(f"irvin-z{d}").epochs
+        found["losses"][str(d)] = losses(model, x_test, 0)
+        found["probes"][str(d)] = accuracies(means, dataset.y_train, encoded(model, x_test)[0], dataset.y_test)
+        kept[f"reconstructions_{d}"] = decoded(model, encoded(model, x_test[first])[1])
+        if d == 2:
+            kept["codes_train"] = draws
+        print(d, found["losses"][str(d)], found["probes"][str(d)], flush=True)
+    return found, kept
+
+
+def saleh(get: Callable[[str], Dataset]) -> tuple[Figures, Tensors]:
+    """Chapter 13: reconstructions and codes of both data sets with two units."""
+    found, kept = {"probes": {}, "radius": {}, "sharpness": {}}, {}
+    for short in ("mnist", "fashion"):
+        experiment = find(f"saleh-{short}-k2")
+        dataset, model = get(experiment.dataset), load_trained(experiment.name)
+        x_test = unit_interval(dataset.x_test)
+        means, draws = encoded(model, x_test)
+        train = encoded(model, unit_interval(dataset.x_train))[0]
+        found["probes"][short] = accuracies(train, dataset.y_train, means, dataset.y_test)
+        found["radius"][short] = [means[dataset.y_test == k].mean(0).norm().item() for k in range(10)]
+        x_hat = decoded(model, draws)
+        found["sharpness"][short] = {"originals": sharpness(x_test), "reconstructions": sharpness(x_hat)}
+        kept |= {f"images_{short}": x_test[:10], f"reconstructions_{short}": x_hat[:10], f"codes_{short}": draws}
+        kept[f"y_{short}"] = dataset.y_test
+    return found, kept
+
+
+def boots(dataset: Dataset) -> tuple[Figures, Tensors]:
+    """Chapter 13: what the units of the boots' models do, over three seeds; the planes of all three."""
+    found, kept = {}, {}
+    for k in (2, 20):
+        experiment = find(f"saleh-boots-k{k}")
+        x_test = unit_interval(prepare(experiment, dataset, experiment.seed).x_test)
+        for seed in experiment.seeds:
+            key, model = f"K = {k}, seed {seed}", trained(experiment.name, dataset, seed)
+            weight, (means, _) = model.decoder[0].weight.detach(), encoded(model, x_test)
+            found[key] = {"kl_per_unit": kl_per_unit(model, x_test).tolist(), "loss": losses(model, x_test, seed)}
+            found[key] |= {"column_norm": weight.norm(dim=0).tolist(), "column_sum": weight.sum(0).tolist()}
+            found[key]["mean_variance"] = means.var(0).tolist()
+            if k == 2:
+                ticks = torch.linspace(-1.645, 1.645, 11)
+                grid = torch.stack(torch.meshgrid(ticks, ticks.flip(0), indexing="xy"), -1).reshape(-1, 2)
+                kept[f"grid_seed_{seed}"] = decoded(model, grid)
+                kept[f"codes_seed_{seed}"] = means
+    kept["images"] = x_test[:10]
+    return found, kept
+
+
+MEASUREMENTS: dict[str, Callable[[Callable[[str], Dataset]], tuple[Figures, Tensors]]] = {
+    "mnist": lambda get: grey("mnist", get("mnist")),
+    "fashion": lambda get: grey("fashion", get("fashion-mnist")),
+    "cifar10": lambda get: cifar10(get("cifar10")),
+    "irvin": lambda get: irvin(get("mnist")),
+    "saleh": saleh,
+    "boots": lambda get: boots(get("fashion-mnist")),
+}
+
+
+def compact(name: str, value: Tensor) -> Tensor:
+    """Images as uint8, classes too, codes in half precision."""
+    if value.dim() == 4:
+        return (255 * value).round().byte()
+    return value.byte() if name.startswith("y") else value.half()
+
+
+def measure(name: str, data_root: Path | None, out: Path) -> None:
+    """Make one measurement and write both of its files, the record last."""
+    begin, path = time.perf_counter(), out / f"measured-{name}.json"
+    record = {"name": path.stem, "command": f"python book/measurements.py {name}", "commit": commit()}
+    record |= {"device": Runtime.detect("cpu").describe(), "versions": versions()}
+    record["figures"], tensors = MEASUREMENTS[name](partial(load, root=data_root))
+    with replacing(path.with_suffix(".safetensors")) as part:
+        save_file({key: compact(key, value).contiguous() for key, value in tensors.items()}, part)
+        part.chmod(0o644)
+    write_record(record | {"wall_seconds": time.perf_counter() - begin}, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help=f"which of {', '.join(MEASUREMENTS)}; all that are missing by default")
+    parser.add_argument("--data-root", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=default_out())
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(MEASUREMENTS):
+        parser.error(f"unknown {', '.join(sorted(unknown))}; known: {', '.join(MEASUREMENTS)}")
+    missing = [name for name in MEASUREMENTS if not (options.out / f"measured-{name}.json").exists()]
+    for name in options.names or missing:
+        measure(name, options.data_root, options.out)
+        print(f"measured-{name}.json", flush=True)
+
+
+if __name__ == "__main__":
+    main()
