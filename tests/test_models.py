@@ -68,7 +68,7 @@ def test_gaussian_refuses_a_width_that_is_not_positive(sigma):
 def test_a_likelihood_is_a_name_or_a_callable():
     assert resolve("gaussian") is gaussian
     assert resolve(math.sin) is math.sin
-    with pytest.raises(ValueError, match=r"one of \['bernoulli', 'gaussian'\], got 'poisson'"):
+    with pytest.raises(ValueError, match=r"one of .*'bernoulli', .*'gaussian', .* got 'poisson'"):
         resolve("poisson")
 
 

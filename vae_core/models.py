@@ -1,5 +1,6 @@
 """Models hand back distributions: `prior` is p(z), `posterior(x)` is q(z|x), `likelihood(z)` is p(x|z)."""
 
+import copy
 from collections.abc import Sequence
 from math import prod
 
@@ -16,8 +17,8 @@ class Autoencoder(nn.Module):
     r"""The deterministic auto-encoder: a code z = f(x), and p(x|z) around its decoding.
 
     `encoder` maps (B, C, H, W) to features (B, feature_dim), a linear head turns these into the code.
-    `decoder` maps (N, d) to N outputs of C·H·W numbers; `likelihood` makes them p(x|z). It has no prior and
-    no posterior, so it has no bound either: train it with `objectives.code_log_likelihood`.
+    `decoder` maps (N, d) to N outputs of P·C·H·W numbers, P for each pixel; `likelihood` makes them p(x|z).
+    It has no prior and no posterior, so it has no bound either: train it with `objectives.code_log_likelihood`.
     Source: Chen §3.1; Saleh §3.1, §4.1.4.
     """
 
@@ -47,8 +48,11 @@ class Autoencoder(nn.Module):
         """p(x|z), the decoder: z (..., d) -> batch (...), event (C, H, W)."""
         if z.shape[-1] != self.latent_dim:
             raise ValueError(f"z must end in the latent dimension {self.latent_dim}, got shape {tuple(z.shape)}")
-        output = self.decoder(z.flatten(0, -2) if z.dim() != 1 else z[None])  # (N, C·H·W)
-        return self.output_distribution(output.reshape(*z.shape[:-1], *self.input_shape))
+        codes = self._decoder_input(z)
+        output = self.decoder(codes.flatten(0, -2) if codes.dim() != 1 else codes[None])  # (N, P·C·H·W)
+        per_pixel = likelihoods.num_parameters(self.output_distribution)
+        shape = self.input_shape if per_pixel == 1 else (per_pixel, *self.input_shape)
+        return self.output_distribution(output.reshape(*z.shape[:-1], *shape))
 
     def decode(self, z: Tensor) -> Tensor:
         """The mean image of p(x|z): z (..., d) -> (..., C, H, W)."""
@@ -58,11 +62,17 @@ class Autoencoder(nn.Module):
         """x (B, C, H, W) -> the mean image at the code of x, (B, C, H, W). No part of any bound."""
         return self.decode(self.encode(x))
 
+    def _decoder_input(self, z: Tensor) -> Tensor:
+        return z
+
     def _features(self, x: Tensor) -> Tensor:
+        return self.encoder(self._checked(x))
+
+    def _checked(self, x: Tensor) -> Tensor:
         if tuple(x.shape[1:]) != self.input_shape or not x.is_floating_point():
             expected = ", ".join(map(str, self.input_shape))
             raise ValueError(f"x must be float images of shape (B, {expected}), got {x.dtype} {tuple(x.shape)}")
-        return self.encoder(x)
+        return x
 
 
 class VAE(Autoencoder):
@@ -95,6 +105,64 @@ class VAE(Autoencoder):
         return self.likelihood(self.prior.sample((num_samples,))).sample()
 
 
+class ConditionalVAE(VAE):
+    r"""A VAE whose decoder, and whose encoder unless it is `blind`, are told a condition y: a label, or numbers.
+
+    .. math:: p(x|y) = \int p(z)\,p_\theta(x|z,y)\,dz, \qquad q_\phi(z|x,y) \text{ or, blind, } q_\phi(z|x)
+
+    `model.given(y)` is a latent variable model like any other: `elbo(model.given(y), x)` bounds log p(x|y), and
+    `model.given(y).sample(n)` draws from it. y is float, (B, c) or (c,) for all alike; make labels one-hot. Without
+    a condition the model refuses to do anything. The encoder is a map of (B, C·H·W + c), or blind of (B, C·H·W).
+    Source: lecture notes §1.4; Sohn et al. (2015).
+    """
+
+    def __init__(self, *arguments, condition_dim: int, blind: bool = False) -> None:
+        super().__init__(*arguments)
+        self.condition_dim, self.blind, self.condition = condition_dim, blind, None
+
+    def given(self, y: Tensor) -> "ConditionalVAE":
+        """This model, with the same parameters, under the condition y. Raises ValueError for another size of y."""
+        if y.dim() not in (1, 2) or y.shape[-1] != self.condition_dim or not y.is_floating_point():
+            expected = f"float conditions of shape (B, {self.condition_dim}) or ({self.condition_dim},)"
+            raise ValueError(f"y must be {expected}, got {y.dtype} {tuple(y.shape)}")
+        view = copy.copy(self)
+        view.condition = y.to(self.mean.bias.device)
+        return view
+
+    def _with_condition(self, values: Tensor) -> Tensor:
+        """(..., m) -> (..., m + c)."""
+        if self.condition is None:
+            raise ValueError("a conditional model needs its condition: call model.given(y) first")
+        return torch.cat((values, self.condition.expand(*values.shape[:-1], self.condition_dim)), -1)
+
+    def _decoder_input(self, z: Tensor) -> Tensor:
+        return self._with_condition(z)
+
+    def _features(self, x: Tensor) -> Tensor:
+        flat = self._checked(x).flatten(1)
+        return self.encoder(flat if self.blind else self._with_condition(flat))
+
+
+def mlp_conditional_vae(
+    input_shape: Sequence[int],
+    latent_dim: int,
+    condition_dim: int,
+    hidden: Sequence[int] = (512, 256, 128),
+    activation: str = "relu",
+    batch_norm: bool = True,
+    likelihood: str | likelihoods.Likelihood = "bernoulli",
+    blind: bool = False,
+) -> ConditionalVAE:
+    """A `ConditionalVAE` with the layers of `mlp_vae`, the condition beside their inputs; errors as there."""
+    _check_latent_dim(latent_dim)
+    if not isinstance(condition_dim, int) or condition_dim < 1:
+        raise ValueError(f"condition_dim must be a positive integer, got {condition_dim!r}")
+    _, decoder = _dense(input_shape, latent_dim + condition_dim, hidden, activation, batch_norm, likelihood)
+    encoder = mlp((prod(input_shape) + (0 if blind else condition_dim), *hidden), None, activation, batch_norm)
+    sizes = (hidden[-1], latent_dim, input_shape, likelihood)
+    return ConditionalVAE(encoder, decoder, *sizes, condition_dim=condition_dim, blind=blind)
+
+
 def mlp_vae(
     input_shape: Sequence[int],
     latent_dim: int,
@@ -109,7 +177,7 @@ def mlp_vae(
     Raises ValueError for shapes or widths that are not positive, or unknown names.
     Source: Chen Table 4.1, listing A.1.
     """
-    maps = _dense(input_shape, latent_dim, hidden, activation, batch_norm)
+    maps = _dense(input_shape, latent_dim, hidden, activation, batch_norm, likelihood)
     return VAE(*maps, hidden[-1], latent_dim, input_shape, likelihood)
 
 
@@ -125,7 +193,7 @@ def mlp_autoencoder(
 
     Source: Saleh §4.1.4 (its "traditional autoencoder").
     """
-    maps = _dense(input_shape, latent_dim, hidden, activation, batch_norm)
+    maps = _dense(input_shape, latent_dim, hidden, activation, batch_norm, likelihood)
     return Autoencoder(*maps, hidden[-1], latent_dim, input_shape, likelihood)
 
 
@@ -142,11 +210,12 @@ def conv_vae(
     """
     _check_latent_dim(latent_dim)
     encoder = conv_encoder(input_shape, channels)
-    decoder = conv_decoder(latent_dim, input_shape, tuple(reversed(channels)))
+    outputs = input_shape[0] * likelihoods.num_parameters(likelihoods.resolve(likelihood))
+    decoder = conv_decoder(latent_dim, (outputs, *input_shape[1:]), tuple(reversed(channels)))
     return VAE(encoder, decoder, prod(feature_map(input_shape, channels)), latent_dim, input_shape, likelihood)
 
 
-def _dense(input_shape, latent_dim, hidden, activation, batch_norm) -> tuple[nn.Sequential, nn.Sequential]:
+def _dense(input_shape, latent_dim, hidden, activation, batch_norm, likelihood) -> tuple[nn.Sequential, nn.Sequential]:
     """The encoder D-hidden and the decoder d-hidden reversed-D of the dense models."""
     if len(tuple(input_shape)) != 3 or min(input_shape) < 1:
         raise ValueError(f"input_shape must be (C, H, W), all positive, got {tuple(input_shape)}")
@@ -155,7 +224,8 @@ def _dense(input_shape, latent_dim, hidden, activation, batch_norm) -> tuple[nn.
         raise ValueError("hidden must name at least one width, got none")
     n_pixels = prod(input_shape)
     encoder = nn.Sequential(nn.Flatten(), *mlp((n_pixels, *hidden), None, activation, batch_norm))
-    return encoder, mlp((latent_dim, *reversed(hidden)), n_pixels, activation, batch_norm)
+    outputs = n_pixels * likelihoods.num_parameters(likelihoods.resolve(likelihood))
+    return encoder, mlp((latent_dim, *reversed(hidden)), outputs, activation, batch_norm)
 
 
 def _check_latent_dim(latent_dim: int) -> None:

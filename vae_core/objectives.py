@@ -102,6 +102,37 @@ def linear_warm_up(share: float) -> Callable[[float], float]:
     return lambda progress: min(1.0, progress / share)
 
 
+def cyclical(cycles: int, share: float = 0.5) -> Callable[[float], float]:
+    """β as training goes on: in each of the cycles it rises from 0 to 1 over the first `share`, and stays there.
+
+    Raises ValueError unless cycles is a positive integer and 0 < share ≤ 1. Source: Fu et al. (2019) §3.2.
+    """
+    if not isinstance(cycles, int) or cycles < 1:
+        raise ValueError(f"cycles must be a positive integer, got {cycles!r}")
+    rise = linear_warm_up(share)
+    return lambda progress: 1.0 if progress >= 1 else rise(progress * cycles % 1)
+
+
+def free_bits_terms(
+    model: LatentVariableModel, x: Tensor, floor: float, num_samples: int = 1
+) -> tuple[Tensor, dict[str, Tensor]]:
+    r"""The ELBO in which a latent unit's KL, averaged over the batch, counts for no less than `floor` nats; (B,).
+
+    .. math:: \mathbb E_q[\log p(x|z)] - \sum_j \max\Big(\lambda,\ \frac1B\sum_n \mathrm{KL}_j(x_n)\Big)
+
+    Up to λ a unit is free, so nothing pushes it to collapse; it is never more than the ELBO's own batch mean, so its
+    mean is still a lower bound. The second result holds the true terms. For factorised Gaussian q and prior.
+    Raises ValueError unless floor ≥ 0; other errors as in `elbo`. Source: Kingma et al. (2016) §2.4, (15).
+    """
+    if not floor >= 0:
+        raise ValueError(f"floor must not be negative, got {floor!r}")
+    q, _, log_likelihood = _draw(model, x, num_samples)
+    per_unit = torch.distributions.kl_divergence(q.base_dist, model.prior.base_dist)  # (B, d)
+    reconstruction = -log_likelihood.mean(0)
+    value = -reconstruction - per_unit.mean(0).clamp_min(floor).sum()
+    return value, {"reconstruction": reconstruction, "kl": per_unit.sum(-1)}
+
+
 def iwae_bound(model: LatentVariableModel, x: Tensor, num_samples: int) -> Tensor:
     r"""The importance-weighted bound with K = num_samples draws; (B,), nats.
 

@@ -28,10 +28,12 @@ class Step:
         reduction: str,
         runtime: Runtime,
         annealed: bool = False,
+        y: Tensor | None = None,
     ) -> None:
         self.x, self.optimizer, self.reduction, self.runtime = x, optimizer, reduction, runtime
         self.evaluate: nn.Module = _Evaluate(model, objective)
         self.anneal = (torch.ones((), device=x.device),) if annealed else ()
+        self.given = () if y is None else (y,)
         self.names: list[str] = []
         if runtime.world_size > 1:
             self.evaluate = DistributedDataParallel(self.evaluate)
@@ -53,7 +55,7 @@ class Step:
 
     def descend(self, index: Tensor, part: float) -> Tensor:
         """One step on the images of these indices, which are this `part` of the whole batch's loss."""
-        value, terms = self.evaluate(unit_interval(self.x[index]), *self.anneal)
+        value, terms = self.evaluate(unit_interval(self.x[index]), *(y[index] for y in self.given), *self.anneal)
         self.names = list(terms)
         loss = -part * (value.mean() if self.reduction == "mean" else value.sum())
         self.optimizer.zero_grad(set_to_none=True)
@@ -137,6 +139,6 @@ class _Evaluate(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, batch: Tensor, *weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        result = self.objective(self.model, batch, *weight)
+    def forward(self, batch: Tensor, *further: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        result = self.objective(self.model, batch, *further)
         return result if isinstance(result, tuple) else (result, {})

@@ -15,7 +15,7 @@ from vae_core import checkpoints
 from vae_core.runtime import Runtime, check_seed, random_state, unit_interval
 from vae_core.steps import GraphedStep, Step
 
-Objective = Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, dict[str, Tensor]]]
+Objective = Callable[..., Tensor | tuple[Tensor, dict[str, Tensor]]]  # of the model, a batch, and what `fit` adds
 History = list[dict[str, float]]
 
 
@@ -29,6 +29,7 @@ def fit(
     objective: Objective,
     *,
     epochs: int,
+    y: Tensor | None = None,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
@@ -56,8 +57,9 @@ def fit(
 
     `reduction="sum"` with weight decay w is what the thesis' listing does; it equals `"mean"` with w/|B|.
     `schedule="one-cycle"` lets the learning rate rise twenty-five-fold over the first 30 % of all steps and fall
-    to nothing by the last one; `learning_rate` is its peak. With `anneal` the objective is called with a third
-    argument, a tensor that holds `anneal(progress)`, progress from 0 to 1 over all steps: a β for
+    to nothing by the last one; `learning_rate` is its peak. With `y` (N, ...), a label or condition for each image,
+    the objective is called with its batch too, after that of x. With `anneal` it is called with one more argument,
+    a tensor that holds `anneal(progress)`, progress from 0 to 1 over all steps: a β for
     `beta_elbo_terms`. The same seed on the same machine gives the same parameters, bit for bit on a CPU; the
     caller's random state is left as it was. The model comes back in evaluation mode.
 
@@ -81,12 +83,15 @@ def fit(
     runtime = runtime or Runtime(next(model.parameters()).device)
     _check(epochs, settings, model, runtime.world_size)
     unit_interval(x[:1])  # refuse a wrong dtype before anything moves
+    if y is not None and len(y) != len(x):
+        raise ValueError(f"y must hold one entry for each image, got {len(y)} for {len(x)}")
     x, model, on_cuda = x.to(runtime.device), model.to(runtime.device), runtime.device.type == "cuda"
+    y = y if y is None else y.to(runtime.device)
     rates = dict(lr=learning_rate, weight_decay=weight_decay, betas=tuple(betas))
     optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=on_cuda, **rates)
     with runtime.process_group(), random_state(training_stream(seed)):
         history = _restore(checkpoint, model, optimizer, settings, epochs, resume)
-        parts = (model, x, objective, optimizer, reduction, runtime, anneal is not None)
+        parts = (model, x, objective, optimizer, reduction, runtime, anneal is not None, y)
         step = GraphedStep(*parts) if on_cuda else Step(*parts)
         pace = _Pace(settings, epochs, anneal)
         model.train()
