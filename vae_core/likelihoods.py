@@ -70,7 +70,8 @@ class SharedGaussian(nn.Module):
         self.log_variance = nn.Parameter(2 * torch.as_tensor(float(sigma)).log())
 
     def forward(self, mean: Tensor) -> Independent:
-        return gaussian(mean, (0.5 * self.log_variance).exp())
+        sigma = (0.5 * self.log_variance).exp().expand_as(mean)
+        return Independent(Normal(mean, sigma, validate_args=False), IMAGE_DIMS, validate_args=False)
 
 
 def learned_gaussian(output: Tensor, min_sigma: float = 0.0) -> Independent:
