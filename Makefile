@@ -11,7 +11,7 @@ help:
 	@echo "make notebooks  run all notebooks anew and write their outputs back"
 	@echo "make reproduce  run every experiment that has no valid record (hours; resumable)"
 	@echo "make lint       style and formatting"
-	@echo "make bench      our training loop against others, and against the limit of the machine"
+	@echo "make bench      our training loop against others and the machine's limit, and the explorer"
 	@echo "make clean      remove what was built (not .venv, not data)"
 
 venv: $(READY)
@@ -50,6 +50,7 @@ bench: $(READY)
 	@$(BIN)/python tests/benchmark.py
 	@$(BIN)/python tests/benchmark_linear.py
 	@$(BIN)/python tests/benchmark_gradients.py
+	@$(BIN)/python tests/benchmark_explorer.py
 
 clean:
 	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis

@@ -25,6 +25,7 @@ anything on another machine.
 - **The thesis' way** is its listing A.2, written anew: a `DataLoader`, one image at a time, `.item()` after each step.
 - **PyTorch's example** and **Pythae's trainer** run their own networks (one hidden layer), and so do we beside them.
 - **Linear models** are whole fits of the 60,000 images with 20 components, against scikit-learn's (three rounds).
+- **The explorer** is measured in a browser: how soon it stands, how fast it draws; at the end of this page.
 - **The preset fast** reaches the thesis network's own 20-epoch test loss sooner; see below.
 """
 
@@ -84,6 +85,35 @@ def gradients_section(record: dict) -> str:
     return f"{GRADIENTS.format(**record, torch=record['versions']['torch'])}\n{table(head, rows)}\n"
 
 
+EXPLORER = """## The explorer in a reader's browser
+
+What a reader of the static page waits for, {{doc}}`/notebooks/explorer_1_mnist_plane` and
+{{doc}}`/notebooks/explorer_2_mnist_20`: times from the start of the page's script, one decode at a time, one move of
+the code in every frame. The page of CIFAR's size has a dense decoder with 256 inputs and 3072 outputs; no page of the
+book has one, and the targets are for MNIST. {device}; medians of {rounds} rounds.
+"""
+
+
+def explorer_section(record: dict) -> str:
+    pages = record["pages"]
+    rows = []
+    for name, told in record["figures"].items():
+        name_and_unit = told["what"] + (f", {told['unit']}" if told["unit"] else "")
+        row = [name_and_unit, *(rate(page[name]) for page in pages.values())]
+        rows.append([*row, *aim(told, [page[name] for what, page in pages.items() if what.startswith("MNIST")])])
+    return f"{EXPLORER.format(**record)}\n{table(['', *pages, 'target', 'met'], rows)}\n"
+
+
+def aim(told: dict, values: list[float]) -> list[str]:
+    """A figure's target in words, and whether the worst of the values meets it."""
+    target, less = told["target"], told["less"]
+    if target is None:
+        return ["", ""]
+    worst = max(values) if less else min(values)
+    met = worst <= target if less else round(worst) >= target  # 59.97 pictures a second are 60
+    return [f"{'under' if less else 'at least'} {target:,}", "yes" if met else f"no, {worst / target - 1:+.0%}"]
+
+
 def fast_section() -> str:
     fast, thesis = find("fast-mnist-d20"), find("chen-mnist-d20")
     rows = []
@@ -98,10 +128,17 @@ def fast_section() -> str:
     return FAST.format(**told)
 
 
+def kind(record: dict) -> str:
+    """Which of the sections shows a record."""
+    return "explorer" if "pages" in record else "gradients" if "num_samples" in record else "speed"
+
+
 def page() -> str:
     records = [json.loads(path.read_text()) for path in sorted(default_out().glob("bench-*.json"))]
-    speeds, gradients = ([r for r in records if ("num_samples" in r) == wanted] for wanted in (False, True))
+    kinds = ("speed", "gradients", "explorer")
+    speeds, gradients, explorers = ([record for record in records if kind(record) == wanted] for wanted in kinds)
     parts = [INTRODUCTION, *map(bench_section, speeds), fast_section(), *map(gradients_section, gradients)]
+    parts += map(explorer_section, explorers)
     if not any(record["device"].startswith("cuda") for record in records):
         parts.append("## On CUDA\n\nNot measured yet: no machine with a CUDA device was at hand.\n")
     return "\n".join(parts)

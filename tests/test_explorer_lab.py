@@ -4,7 +4,7 @@ import re
 
 import pytest
 import test_lab
-from test_lab import lab, run_the_cell  # noqa: F401 (a fixture)
+from test_lab import lab, run_the_cell
 
 CELL = """
 from IPython.display import HTML, display
@@ -32,7 +32,7 @@ def run(page, source: str) -> str:
     return printed.inner_text().strip()
 
 
-def test_the_page_moves_pythons_code_and_python_the_pages(lab, browser):  # noqa: F811
+def test_the_page_moves_pythons_code_and_python_the_pages(lab, browser):
     page = browser.new_page(viewport={"width": 1280, "height": 2400})  # all of it, or JupyterLab takes away what is out
     page.goto(lab)
     run_the_cell(page)

@@ -51,3 +51,22 @@ def test_the_estimators_of_a_gradient_have_a_table_of_their_own(bench):
     assert "8 draws each, 1,000 gradients" in text
     assert "{doc}`/notebooks/06_gradients`" in text
     assert "images/s" not in text.split("## What a gradient costs")[1]
+
+
+def explorer_record(**figures) -> dict:
+    told = {"what": "one decode, p95", "unit": "ms", "target": 2, "less": True}
+    frames = {"what": "pictures per second", "unit": "", "target": 60, "less": False}
+    free = {"what": "set-up", "unit": "ms", "target": None, "less": True}
+    page = {"decode": 1.5, "frames": 60.01, "set_up": 30.0}
+    pages = {"MNIST, d = 2": page, "MNIST, d = 20": page | figures, "CIFAR, d = 256": page | {"decode": 4.0}}
+    return {"figures": {"decode": told, "frames": frames, "set_up": free}, "pages": pages}
+
+
+def test_the_explorer_has_a_table_with_its_targets(bench):
+    text = bench(explorer_record(decode=1.75, frames=59.96))
+    assert "| one decode, p95, ms | 1.5 | 1.75 | 4 | under 2 | yes |" in text  # the target is for MNIST alone
+    assert "| pictures per second | 60 | 60 | 60 | at least 60 | yes |" in text
+    assert "| set-up, ms | 30 | 30 | 30 |  |  |" in text
+    assert "images/s" not in text.split("## The explorer in")[1]
+    assert "under 2 | no, +25% |" in bench(explorer_record(decode=2.5))
+    assert "at least 60 | no, -10% |" in bench(explorer_record(frames=54.0))

@@ -16,7 +16,9 @@ Where things are (a file imports only from files above it):
 `inference`          q datum by datum, variational EM, annealed importance sampling
 `training`           `fit`: the one training loop; its parts are `steps` and `checkpoints`
 `evaluation`         figures on held-out data: losses, log p(x), gaps, active units, robustness
-`widgets`            sliders for notebooks
+`widgets`            sliders for notebooks, decoded by the kernel: any decoder
+`explorer`           the latent explorer, decoded in the reader's browser: dense decoders
+`flipbook`           sliders over pictures drawn beforehand: anything, with no kernel
 `plots`              arrays in, Axes out
 `catalogue`          the named experiments: what each trains, on what
 `records`            what a run leaves behind: records and weights

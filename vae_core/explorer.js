@@ -105,25 +105,6 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-const STYLE = `
-.latent-explorer { display: flex; flex-wrap: wrap; gap: 1rem; max-width: 46rem; font: inherit; color: inherit; }
-.latent-explorer, .latent-explorer * { box-sizing: border-box; }
-.latent-explorer > div { flex: 1 1 15rem; min-width: 0; }
-.latent-explorer canvas { display: block; background: #fff; border: 1px solid #8888; image-rendering: pixelated; }
-.latent-explorer .picture { width: 100%; max-width: 17rem; }
-.latent-explorer .strip { width: 100%; cursor: pointer; }
-.latent-explorer .plane { width: 100%; aspect-ratio: 1; touch-action: none; cursor: crosshair; image-rendering: auto; }
-.latent-explorer :focus-visible { outline: 3px solid #2f7fd6; outline-offset: 2px; }
-.latent-explorer .tools { display: flex; flex-wrap: wrap; gap: .4rem; margin: .4rem 0; align-items: center; }
-.latent-explorer .units { max-height: 21rem; overflow-y: auto; padding: 2px; }
-.latent-explorer label.unit { display: grid; grid-template-columns: 7.5rem 1fr 3rem; gap: .4rem; align-items: center; }
-.latent-explorer input[type=range] { width: 100%; min-width: 0; accent-color: #2f7fd6; }
-.latent-explorer .thumbs { display: flex; flex-wrap: wrap; gap: 2px; }
-.latent-explorer .thumbs button { padding: 1px; border: 1px solid transparent; background: none; cursor: pointer; }
-.latent-explorer .thumbs canvas { width: 28px; border: 0; }
-.latent-explorer .swatch { background: #fff; padding: 0 1px; }
-.latent-explorer output { display: block; font-size: .9em; font-variant-numeric: tabular-nums; min-height: 2.6em; }`;
-
 class Explorer {
   constructor(model, decoder, root) {
     Object.assign(this, { model, decoder, d: decoder.latentDim, extent: model.get("extent"), wanted: 0 });
@@ -135,7 +116,7 @@ class Explorer {
     this.strip = make("canvas", { className: "strip", role: "img" });
     this.left = make("div", {}, ...(this.d === 2 ? this.makePlane() : this.makeSliders()));
     this.right = make("div", {}, this.picture, this.words, this.makeButtons(), ...this.makeStarts(), this.makeStrip());
-    root.append(make("style", { textContent: STYLE }), make("div", { className: "latent-explorer" }, this.left, this.right));
+    root.append(make("div", { className: "latent-explorer" }, this.left, this.right));
     this.listen = () => { if (!this.underway) this.begin?.(); this.refresh(); };
     model.on("change:z", this.listen);
     this.draw();

@@ -186,6 +186,7 @@ class LatentExplorer(anywidget.AnyWidget):
     """
 
     _esm = Path(__file__).with_name("explorer.js")
+    _css = Path(__file__).with_name("explorer.css")
     decoder = traitlets.Instance(DecoderWeights).tag(sync=True, **ipywidgets.widget_serialization)
     z = traitlets.List(traitlets.Float()).tag(sync=True)
     extent = traitlets.Float(3.0).tag(sync=True)

@@ -1,6 +1,6 @@
 // Brings widgets of a built page to life without a kernel and without require.js.
 // myst-nb leaves every widget's state in the page. A widget that carries its own JavaScript (an
-// anywidget: `_esm`) is started from that state with the call Jupyter makes, render({model, el}).
+// anywidget: `_esm`, `_css`) is started from that state with the call Jupyter makes, render({model, el}).
 // Any other widget needs Python to answer it; its place says so.
 (() => {
   "use strict";
@@ -55,7 +55,7 @@
   }
 
   async function show(element, manager, id) {
-    const source = manager.entries[id]?.state?._esm;
+    const { _esm: source, _css: style } = manager.entries[id]?.state ?? {};
     if (!source) {
       element.className = "needs-kernel";
       element.textContent = "Sliders stand here when this page runs as a notebook: they ask Python for each picture.";
@@ -63,6 +63,7 @@
     }
     const known = manager.models.has(id), model = await manager.get_model(id);
     const { initialize, render } = await widget(source);
+    if (style) document.head.append(Object.assign(document.createElement("style"), { textContent: style }));
     if (!known) await initialize?.({ model });
     await render({ model, el: element });
     for (const picture of element.closest(".cell_output")?.querySelectorAll("img.without-script") ?? [])
