@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import claims
 import performance
 import reproduction
 import yaml
@@ -50,6 +51,7 @@ def html(execute: bool, out: Path) -> int:
     """Run jupyter-book; its exit code. Says at the end which file to open."""
     reproduction.write()
     performance.write()
+    claims.write()
     with tempfile.TemporaryDirectory() as folder:
         config_path = Path(folder) / "_config.yml"
         config_path.write_text(yaml.safe_dump(config(execute)))
