@@ -17,7 +17,7 @@ from vae_core.records import default_out, load_trained, record_path
 from vae_core.runtime import unit_interval
 from vae_core.setups import prepare
 
-NOT_TRAINED = ("bench-", "linear-", "measured-")  # tests/test_linear_mnist.py, tests/test_measurements.py
+NOT_TRAINED = ("bench-", "linear-", "measured-", "factors")  # tests/test_linear_mnist.py, tests/test_measurements.py
 RECORDS = sorted(path for path in default_out().glob("*.json") if not path.name.startswith(NOT_TRAINED))
 WEIGHTS = sorted(
     path
