@@ -45,6 +45,7 @@ reproduce: $(READY)
 	$(BIN)/python book/linear_mnist.py
 	$(BIN)/python book/explorer_codes.py
 	$(BIN)/python book/measurements.py
+	$(BIN)/python book/factors.py
 
 bench: $(READY)
 	@$(BIN)/python tests/benchmark.py

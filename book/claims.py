@@ -37,6 +37,11 @@ def load(name: str) -> dict[str, dict]:
     return yaml.safe_load((HERE / name).read_text())
 
 
+def cell(text: str) -> str:
+    """Text for a table, in which a bar of a formula is no border."""
+    return text.replace("|", "\\|")
+
+
 def section(label: str | None) -> str:
     """A link to a labelled section, under the section's own title."""
     return f"{{ref}}`{label}`" if label else "–"
@@ -49,7 +54,7 @@ def claims_table(items: dict[str, dict]) -> str:
         return "No claim has been judged yet."
     counts = [f"{sum(item['verdict'] == v for item in judged.values())} {v}" for v in VERDICTS]
     rows = [
-        [item["claim"], f"**{item['verdict']}**", item["because"], section(item["section"])]
+        [cell(item["claim"]), f"**{item['verdict']}**", cell(item["because"]), section(item["section"])]
         for _, item in sorted(judged.items(), key=lambda pair: (list(DOCUMENTS).index(pair[0][0]), number(pair[0])))
     ]
     found = f"Of {len(judged)} claims {', '.join(counts[:2])}, and {counts[2]}."
@@ -67,7 +72,7 @@ def errata_tables(entries: dict[str, dict]) -> str:
     parts = []
     for letter, document in DOCUMENTS.items():
         rows = [
-            [entry["where"], entry["severity"], entry["said"], entry["right"], section(entry["section"])]
+            [*(cell(entry[part]) for part in ("where", "severity", "said", "right")), section(entry["section"])]
             for name, entry in entries.items()
             if name.startswith(f"E-{letter}")
         ]

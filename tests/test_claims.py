@@ -46,6 +46,12 @@ def test_the_page_holds_one_row_for_each():
     assert len(rows) == len(ERRATA) + len(JUDGED) + heads
 
 
+def test_a_bar_in_a_formula_is_no_border():
+    rows = [line for line in claims.page().splitlines() if line.startswith("| ")]
+    assert {len(re.split(r"(?<!\\)\|", row)) - 2 for row in rows} == {4, 5}
+    assert r"p(x\|z)" in claims.page()
+
+
 def test_claims_stand_in_the_documents_order():
     made = {"section": "sec:x", "claim": "more is more", "verdict": "holds", "because": "2 > 1"}
     items = {"S-4.1.8": made | {"claim": "third"}, "C-4.2.10": made | {"claim": "second"}, "C-4.2.9": made}
