@@ -8,8 +8,8 @@ import torch
 from vae_core import plots
 from vae_core.catalogue import find
 from vae_core.data import load
-from vae_core.experiments import build
 from vae_core.objectives import elbo_terms
+from vae_core.setups import build
 from vae_core.training import fit
 
 

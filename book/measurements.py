@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from vae_core.catalogue import find
 from vae_core.data import Dataset, load
 from vae_core.evaluation import kl_per_unit, linear_probe, neighbour_accuracy, reconstruction_mse, sharpness
-from vae_core.experiments import build, losses, objective_of, prepare
+from vae_core.experiments import losses
 from vae_core.linear import PCA
 from vae_core.records import commit, default_out, load_trained, versions, write_record
 from vae_core.runtime import Runtime, evaluation_mode, random_state, replacing, unit_interval
+from vae_core.setups import build, objective_of, prepare
 from vae_core.training import fit
 
 Figures, Tensors = dict, dict[str, Tensor]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from vae_core import experiments
+from vae_core import setups
 from vae_core.__main__ import main
 from vae_core.data import default_root
 from vae_core.objectives import elbo_terms
@@ -54,7 +54,7 @@ def interrupted_at(tmp_path, monkeypatch, capsys) -> Callable[[int], Path]:
             return elbo_terms(model, batch)
 
         with monkeypatch.context() as patched:
-            patched.setattr(experiments, "elbo_terms", objective)
+            patched.setattr(setups, "elbo_terms", objective)
             assert main(["run", "digits-d2", "--device", "cpu", "--out", str(tmp_path), "--epochs", "3"]) == 130
         assert "--resume" in capsys.readouterr().err
         return tmp_path / "digits-d2.checkpoint.pt"

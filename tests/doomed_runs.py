@@ -23,7 +23,7 @@ import sklearn.datasets  # noqa: F401, here once, so that not every forked proce
 import torch
 import torch._dynamo  # torch's optimisers load it (2 s)
 
-from vae_core import experiments
+from vae_core import experiments, setups
 from vae_core.__main__ import main
 from vae_core.catalogue import EXPERIMENTS
 
@@ -63,14 +63,14 @@ def in_step(step: int, by: signal.Signals = signal.SIGKILL) -> Callable[[], None
     """Die in the middle of a training step (1 is the first)."""
 
     def arm() -> None:
-        objective, steps = experiments.elbo_terms, itertools.count(1)
+        objective, steps = setups.elbo_terms, itertools.count(1)
 
         def fatal(*arguments):
             if next(steps) == step:
                 die(by)
             return objective(*arguments)
 
-        experiments.elbo_terms = fatal
+        setups.elbo_terms = fatal
 
     return arm
 

@@ -11,7 +11,7 @@ import torch
 from test_data import made_arrays, real, refused
 from torch import nn
 
-from vae_core import catalogue, data, experiments
+from vae_core import catalogue, data, experiments, setups
 from vae_core.catalogue import EXPERIMENTS, IMAGES, Experiment, find
 from vae_core.evaluation import corrupt, reconstruction_mse
 from vae_core.models import VAE
@@ -231,7 +231,7 @@ def made(name: str, n_train: int = 60, n_test: int = 40) -> data.Dataset:
 @pytest.mark.parametrize("name", BOOTS)
 def test_only_boots_are_kept_in_their_order(name):
     dataset = made("fashion-mnist")
-    prepared = experiments.prepare(find(name), dataset, seed=1)
+    prepared = setups.prepare(find(name), dataset, seed=1)
     for split in ("train", "test"):
         x, y = getattr(dataset, f"x_{split}"), getattr(dataset, f"y_{split}")
         boots = [image for image, label in zip(x, y, strict=True) if label == 9]
@@ -241,14 +241,14 @@ def test_only_boots_are_kept_in_their_order(name):
 
 
 def test_label_0_is_a_class_as_well():
-    prepared = experiments.prepare(replace(find("saleh-boots-k2"), label=0), made("fashion-mnist"), seed=1)
+    prepared = setups.prepare(replace(find("saleh-boots-k2"), label=0), made("fashion-mnist"), seed=1)
     assert set(prepared.y_train.tolist()) == set(prepared.y_test.tolist()) == {0}
 
 
 @pytest.mark.parametrize("percent", [10, 30])
 def test_training_images_are_corrupted_by_the_seed_and_test_images_stay_clean(percent):
     dataset, experiment = made("mnist"), find(f"saleh-robustness-vae-k2-n{percent}")
-    first, again, other = (experiments.prepare(experiment, dataset, seed) for seed in (1, 1, 2))
+    first, again, other = (setups.prepare(experiment, dataset, seed) for seed in (1, 1, 2))
     assert torch.equal(first.x_train, corrupt(dataset.x_train, percent / 100, seed=1))
     assert torch.equal(first.x_train, again.x_train)
     assert not torch.equal(first.x_train, other.x_train)
@@ -259,14 +259,14 @@ def test_training_images_are_corrupted_by_the_seed_and_test_images_stay_clean(pe
 def test_vae_and_auto_encoder_are_trained_on_the_same_corrupted_images():
     a, b = (find(f"saleh-robustness-{kind}-k50-n30") for kind in ("vae", "autoencoder"))
     dataset = made("mnist")
-    assert torch.equal(experiments.prepare(a, dataset, 1).x_train, experiments.prepare(b, dataset, 1).x_train)
+    assert torch.equal(setups.prepare(a, dataset, 1).x_train, setups.prepare(b, dataset, 1).x_train)
 
 
 def test_all_other_experiments_take_their_data_as_they_are():
     others = [e for e in EXPERIMENTS.values() if e.label is None and not e.corruption]
     dataset = made("mnist")
     assert len(others) == len(EXPERIMENTS) - 2 - 12  # boots, and two thirds of robustness
-    assert all(experiments.prepare(e, dataset, 1) is dataset for e in others)
+    assert all(setups.prepare(e, dataset, 1) is dataset for e in others)
 
 
 def test_the_lowest_losses_are_of_any_epoch_each_for_itself():
@@ -313,7 +313,7 @@ def test_an_auto_encoder_pays_no_kl_and_has_no_active_units(tmp_path):
 def test_robustness_trains_on_corrupted_images_and_tests_on_clean_and_corrupted_ones(tmp_path):
     experiment = find("saleh-robustness-autoencoder-k2-n30")
     figures = run(experiment.name, tmp_path)["test"]
-    dataset, model = data.load("mnist", tmp_path), experiments.build(experiment, 1)
+    dataset, model = data.load("mnist", tmp_path), setups.build(experiment, 1)
     x_train, clean = corrupt(dataset.x_train, 0.3, seed=1), unit_interval(dataset.x_test)
     fit(model, x_train, code_log_likelihood, epochs=1, seed=1, progress=False, **experiment.training)
     noisy = unit_interval(corrupt(dataset.x_test, 0.3, seed=2))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_data import made_arrays
 
-from vae_core import catalogue, data, experiments, records
+from vae_core import catalogue, data, experiments, records, setups
 from vae_core.__main__ import main
 from vae_core.evaluation import evaluate
 from vae_core.models import mlp_vae
@@ -142,7 +142,7 @@ def test_the_recorded_test_loss_is_the_sum_of_its_terms_and_above_the_floor(reco
 def test_a_record_is_what_build_fit_and_evaluate_give_with_its_seed(seed, tmp_path):
     assert run(tmp_path, "--epochs", 1, "--seed", seed) == 0
     experiment, digits = catalogue.find("digits-d2"), data.load("digits")
-    model = experiments.build(experiment, seed)
+    model = setups.build(experiment, seed)
     history = fit(model, digits.x_train, elbo_terms, epochs=1, seed=seed, progress=False, **experiment.training)
     record = read(records.record_path(experiment, seed, tmp_path))
     assert timeless(record["history"]) == timeless(history)
@@ -278,7 +278,7 @@ def test_a_loss_that_is_not_finite_is_one_error_and_no_record(tmp_path, capsys, 
         value, terms = elbo_terms(model, batch)
         return value * float("nan"), terms
 
-    monkeypatch.setattr(experiments, "elbo_terms", objective)
+    monkeypatch.setattr(setups, "elbo_terms", objective)
     assert_one_error(run(tmp_path, "--epochs", 1), capsys, "epoch 1", "learning_rate")
     assert names_in(tmp_path) == []
 
@@ -456,7 +456,7 @@ def forget_hash(path: Path) -> None:
 
 
 def test_weights_of_another_run_than_the_records_are_refused(with_weights):
-    records.save_weights(experiments.build(catalogue.find("large"), 1), with_weights)
+    records.save_weights(setups.build(catalogue.find("large"), 1), with_weights)
     assert_weights_refused(ValueError, with_weights, "SHA-256")
 
 
@@ -504,7 +504,7 @@ def test_the_thesis_network_has_its_number_of_parameters(latent_dim, count):
 
 def test_a_seed_builds_one_network_and_another_seed_another():
     digits = catalogue.find("digits-d2")
-    first, again, other = (experiments.build(digits, seed).mean.weight for seed in (3, 3, 4))
+    first, again, other = (setups.build(digits, seed).mean.weight for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 

@@ -38,6 +38,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["catalogue"] = {"models"}  # the definitions of the named experiments
 MAY_IMPORT["records"] = {"catalogue", "data", "runtime"}  # what their runs leave behind
+MAY_IMPORT["setups"] = {"catalogue", "data", "evaluation", "models", "objectives", "runtime"}  # their parts
 MAY_IMPORT["experiments"] = set(MAY_IMPORT) - EVERYTHING_BUT
 MAY_IMPORT["__main__"] = MAY_IMPORT["experiments"] | {"experiments"}
 

@@ -12,10 +12,10 @@ import torch
 from vae_core.catalogue import find
 from vae_core.data import load
 from vae_core.evaluation import evaluate
-from vae_core.experiments import prepare
 from vae_core.explorer import EncodedImages
 from vae_core.records import default_out, load_trained, record_path
 from vae_core.runtime import unit_interval
+from vae_core.setups import prepare
 
 NOT_TRAINED = ("bench-", "linear-")  # measured speeds, and fits without epochs: tests/test_linear_mnist.py
 RECORDS = sorted(path for path in default_out().glob("*.json") if not path.name.startswith(NOT_TRAINED))

@@ -8,9 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from vae_core.models import conv_vae, mlp_autoencoder, mlp_vae
+from vae_core.models import conv_vae, mlp_autoencoder, mlp_conditional_vae, mlp_vae
 
-NETWORKS = {"mlp_vae": mlp_vae, "conv_vae": conv_vae, "mlp_autoencoder": mlp_autoencoder}
+NETWORKS = {
+    "mlp_vae": mlp_vae,
+    "conv_vae": conv_vae,
+    "mlp_autoencoder": mlp_autoencoder,
+    "mlp_conditional_vae": mlp_conditional_vae,
+}
 IMAGES = {  # number of training images, and their shape
     "digits": (1437, (1, 8, 8)),
     "mnist": (60_000, (1, 28, 28)),
@@ -19,7 +24,16 @@ IMAGES = {  # number of training images, and their shape
     "svhn": (73_257, (3, 32, 32)),
 }
 ALWAYS_IN_CONFIG = ("name", "source", "dataset", "model", "training")
-IN_CONFIG_WHERE_SET = ("label", "corruption", "binarise", "kl_warm_up", "track_test")
+IN_CONFIG_WHERE_SET = (
+    "label",
+    "corruption",
+    "binarise",
+    "kl_warm_up",
+    "track_test",
+    "dequantise",
+    "beta",
+    "num_samples",
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +45,10 @@ class Experiment:
     `label` keeps the images of one class only; `corruption` is the share of training pixels that
     `evaluation.corrupt` hits; `binarise` draws every pixel anew for each batch, 1 with the probability that its grey
     value gives, and reports log p(x) too; `kl_warm_up` is the share of training over which the KL's weight rises to
-    1; `track_test` tests after every epoch. `printed` holds what the source printed, by the names of a record's test
-    figures; `weights` says whether a whole run keeps them.
+    1; `track_test` tests after every epoch; `dequantise` adds uniform noise, so that a density of the pixels bounds
+    the probability of their 256 levels; `beta` weights the KL; with `num_samples` K > 0 the importance-weighted bound
+    with K draws is maximised, from an output bias at the logit of the training images' mean. `printed` holds what the
+    source printed, by the names of a record's test figures; `weights` says whether a whole run keeps them.
     """
 
     name: str
@@ -50,6 +66,9 @@ class Experiment:
     binarise: bool = False
     kl_warm_up: float = 0.0
     track_test: bool = False
+    dequantise: bool = False
+    beta: float = 1.0
+    num_samples: int = 0
 
     def config(self, epochs: int, seed: int) -> dict[str, Any]:
         """What determines a run's figures, as a record keeps it."""
@@ -89,6 +108,7 @@ def multiply_adds(make: Any) -> int:
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                 module.register_forward_hook(count)
         x = torch.zeros(1, *model.input_shape)
+        model = model.given(torch.zeros(model.condition_dim)) if hasattr(model, "given") else model
         model.likelihood(model.posterior(x).mean if hasattr(model, "posterior") else model.encode(x))
     return sum(counts)
 
@@ -170,10 +190,35 @@ def _this_book() -> Iterator[Experiment]:
     yield Experiment("fast-mnist-d20", source, "mnist", 6, 723, network, FAST, (0, 1), kl_warm_up=0.25)
 
 
+def _beyond() -> Iterator[Experiment]:
+    """Chapters 14 to 17: other likelihoods, weights of the KL, conditions, and tighter bounds, on MNIST."""
+    network = dict(latent_dim=20)
+    source = "this book, chapter 14: Chen §3.5"
+    for likelihood in ("continuous_bernoulli", "shared_gaussian", "learned_gaussian"):
+        model = network | dict(likelihood=likelihood)
+        name = f"bits-mnist-{likelihood.replace('_', '-')}"
+        yield Experiment(name, source, "mnist", 20, 723, model, THESIS, dequantise=True)
+    model = network | dict(likelihood="discretized_logistic")
+    yield Experiment("bits-mnist-discretized-logistic", source, "mnist", 20, 723, model, THESIS)
+    source = "this book, chapter 15: lecture notes §1.5"
+    for beta in (0.1, 0.3, 3.0, 10.0):
+        yield Experiment(f"beta-mnist-{beta:g}", source, "mnist", 20, 723, network, THESIS, beta=beta)
+    source = "this book, chapter 16: lecture notes §1.4"
+    conditional = dict(network="mlp_conditional_vae", latent_dim=2, condition_dim=10)
+    yield Experiment("conditional-mnist-d2", source, "mnist", 20, 723, conditional, THESIS, weights=True)
+    source, burda = "this book, chapter 17: Burda et al. (2016)", dict(hidden=(200, 200), batch_norm=False)
+    for k, epochs in ((1, 50), (5, 50), (50, 20)):
+        model = dict(latent_dim=50, activation="tanh") | burda
+        name, training = f"iwae-mnist-k{k}", dict(batch_size=100, learning_rate=1e-3)
+        yield Experiment(name, source, "mnist", epochs, 0, model, training, binarise=True, num_samples=k)
+
+
 DIGITS = Experiment(
     "digits-d2", "this book, chapter 00", "digits", 60, 0, dict(latent_dim=2, hidden=(256, 128)), dict(batch_size=64)
 )
-EXPERIMENTS = {experiment.name: experiment for experiment in (DIGITS, *_chen(), *_irvin(), *_saleh(), *_this_book())}
+EXPERIMENTS = {
+    experiment.name: experiment for experiment in (DIGITS, *_chen(), *_irvin(), *_saleh(), *_this_book(), *_beyond())
+}
 
 
 def find(name: str) -> Experiment:

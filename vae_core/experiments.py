@@ -1,13 +1,12 @@
 """Running the named experiments: data, model, training, test, record."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
+from math import log
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from vae_core.catalogue import EXPERIMENTS, Experiment, find
@@ -23,7 +22,6 @@ from vae_core.evaluation import (
     with_batch_statistics,
 )
 from vae_core.models import VAE
-from vae_core.objectives import beta_elbo_terms, code_log_likelihood, elbo_terms, linear_warm_up
 from vae_core.records import (
     LOSSES,
     Record,
@@ -36,7 +34,8 @@ from vae_core.records import (
     save_weights,
     write_record,
 )
-from vae_core.runtime import Runtime, seed_everything, unit_interval
+from vae_core.runtime import Runtime, unit_interval
+from vae_core.setups import build, conditions, objective_of, prepare, start_at_mean_image, test_images
 from vae_core.training import History, fit
 
 
@@ -45,23 +44,6 @@ def pending(out: Path, only: str = "*") -> list[tuple[Experiment, int]]:
     chosen = sorted((e for e in EXPERIMENTS.values() if fnmatch(e.name, only)), key=lambda e: e.cost)
     pairs = [(e, seed) for e in chosen for seed in e.seeds]
     return [(e, seed) for e, seed in pairs if read_record(e, seed, out) is None]
-
-
-def prepare(experiment: Experiment, dataset: Dataset, seed: int) -> Dataset:
-    """The images that the experiment is about: those of its class, the training ones corrupted."""
-    if experiment.label is not None:
-        train, test = dataset.y_train == experiment.label, dataset.y_test == experiment.label
-        x, y = (dataset.x_train[train], dataset.x_test[test]), (dataset.y_train[train], dataset.y_test[test])
-        dataset = replace(dataset, x_train=x[0], y_train=y[0], x_test=x[1], y_test=y[1])
-    if experiment.corruption:
-        dataset = replace(dataset, x_train=corrupt(dataset.x_train, experiment.corruption, seed))
-    return dataset
-
-
-def build(experiment: Experiment, seed: int) -> nn.Module:
-    """The untrained model, initialised from `seed`."""
-    seed_everything(seed)
-    return experiment.network()
 
 
 def run(
@@ -135,20 +117,26 @@ def _run(
     dataset = load(experiment.dataset, data_root)
     record = describe(experiment, dataset, epochs, seed, runtime)
     model, dataset = build(experiment, seed), prepare(experiment, dataset, seed)
+    if experiment.num_samples:
+        start_at_mean_image(model, dataset.x_train)
     x_test, checkpoint = test_images(experiment, dataset, seed), path.with_suffix(".checkpoint.pt")
     _check_room(model, checkpoint)
     objective, anneal = objective_of(experiment, model)
     curve = (lambda m: {f"test_{k}": v for k, v in losses(m, x_test, seed).items()}) if experiment.track_test else None
     history = fit(
-        model, dataset.x_train, objective, epochs=epochs, seed=seed, runtime=runtime, checkpoint=checkpoint,
-        resume=resume, progress=progress, after_epoch=curve, anneal=anneal, identity=config_hash(record),
-        **experiment.training,
+        model, dataset.x_train, objective, y=conditions(model, dataset.y_train), epochs=epochs, seed=seed,
+        runtime=runtime, checkpoint=checkpoint, resume=resume, progress=progress, after_epoch=curve, anneal=anneal,
+        identity=config_hash(record), **experiment.training,
     )  # fmt: skip
     if runtime.rank > 0:
         return record
     wall_seconds = sum(row["seconds"] for row in history)  # of training, over all sessions of a resumed run
     record |= {"wall_seconds": wall_seconds, "history": history}
-    record["test"] = test(model, x_test, seed) | lowest(history) | special(experiment, model, dataset, x_test, seed)
+    y_test = conditions(model, dataset.y_test)
+    tested, size = (model, 1000) if y_test is None else (model.given(y_test), len(x_test))  # all beside their y
+    record["test"] = (
+        test(tested, x_test, seed, size) | lowest(history) | special(experiment, model, dataset, x_test, seed)
+    )
     if experiment.weights and (epochs, seed) == (experiment.epochs, experiment.seed):
         record["weights_sha256"] = save_weights(model, path.with_suffix(".safetensors"))
     write_record(record, path)
@@ -156,24 +144,12 @@ def _run(
     return record
 
 
-def objective_of(experiment: Experiment, model: nn.Module) -> tuple[Callable, Callable[[float], float] | None]:
-    """What the experiment maximises, and how its KL's weight changes, if it does."""
-    if experiment.kl_warm_up:
-        return beta_elbo_terms, linear_warm_up(experiment.kl_warm_up)
-    if experiment.binarise:
-        return binary_elbo_terms, None
-    return (elbo_terms if isinstance(model, VAE) else code_log_likelihood), None
+def bits_per_dimension(loss: float, n_pixels: int, dequantised: bool) -> float:
+    r"""A loss in nats as bits per pixel with 256 levels; a density's, of dequantised pixels, with the levels' width.
 
-
-def test_images(experiment: Experiment, dataset: Dataset, seed: int) -> Tensor:
-    """The test images as floats in [0, 1]; binarised once, if the experiment is about binary images."""
-    x = unit_interval(dataset.x_test)
-    return torch.bernoulli(x, generator=torch.Generator().manual_seed(seed)) if experiment.binarise else x
-
-
-def binary_elbo_terms(model: VAE, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The ELBO of binary images that are drawn anew, each time, from grey ones (Salakhutdinov and Murray 2008)."""
-    return elbo_terms(model, torch.bernoulli(x))
+    .. math:: \frac{\text{loss}}{D\log 2} \quad\text{or}\quad \frac{\text{loss} + D\log 256}{D\log 2}
+    """
+    return loss / n_pixels / log(2) + 8 * dequantised
 
 
 def importance_sampled(model: VAE, x: Tensor, seed: int, num_samples: int = 1000) -> dict[str, float]:
@@ -183,23 +159,24 @@ def importance_sampled(model: VAE, x: Tensor, seed: int, num_samples: int = 1000
     return {"log_likelihood": values.mean().item(), "log_likelihood_error": error, "importance_samples": num_samples}
 
 
-def losses(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
+def losses(model: nn.Module, x: Tensor, seed: int, batch_size: int = 1000) -> dict[str, float]:
     """Loss and its terms on images, nats per datum; an auto-encoder pays no KL."""
     if isinstance(model, VAE):
-        figures = evaluate(model, x, seed=seed)
+        figures = evaluate(model, x, seed=seed, batch_size=batch_size)
         return {name: figures[name] for name in LOSSES}
     error = reconstruction_at_code(model, x)
     return {"loss": error, "reconstruction": error, "kl": 0.0}
 
 
-def test(model: nn.Module, x: Tensor, seed: int) -> dict[str, float]:
+def test(model: nn.Module, x: Tensor, seed: int, batch_size: int) -> dict[str, float]:
     """Figures on the test images: the losses, n, entropy floor, squared error per pixel; a VAE's active units."""
-    figures = losses(model, x, seed) | {"n": len(x), "entropy_floor": entropy_floor(x)}
-    figures["mse"] = reconstruction_mse(model, x)
+    figures = losses(model, x, seed, batch_size) | {"n": len(x), "entropy_floor": entropy_floor(x)}
+    figures["mse"] = reconstruction_mse(model, x, batch_size=batch_size)
     if isinstance(model, VAE):
-        figures["active_units"] = int((kl_per_unit(model, x) > 0.01).sum())
-        figures["loss_at_mean_code"] = reconstruction_at_code(model, x) + figures["kl"]
-        figures["loss_with_batch_statistics"] = losses(with_batch_statistics(model), x, seed)["loss"]
+        figures["active_units"] = int((kl_per_unit(model, x, batch_size) > 0.01).sum())
+        figures["loss_at_mean_code"] = reconstruction_at_code(model, x, batch_size) + figures["kl"]
+        with_batch = with_batch_statistics(model)
+        figures["loss_with_batch_statistics"] = losses(with_batch, x, seed, batch_size)["loss"]
     return figures
 
 
@@ -211,6 +188,9 @@ def special(experiment: Experiment, model: nn.Module, dataset: Dataset, x_test: 
         figures["mse_from_corrupted"] = reconstruction_mse(model, noisy, x_test)
     if experiment.binarise:
         figures |= importance_sampled(model, x_test, seed)
+    if experiment.name.startswith("bits-"):
+        loss = losses(model, x_test, seed)["loss"]
+        figures["bits_per_dimension"] = bits_per_dimension(loss, x_test[0].numel(), experiment.dequantise)
     return figures
 
 
