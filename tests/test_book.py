@@ -141,7 +141,7 @@ def test_nothing_sticks_out_of_a_phone(browser, served, page):
 @pytest.mark.parametrize("page", CHAPTERS)
 def test_pictures_are_loaded_and_described(browser, served, page):
     with Visit(browser, f"{served}/{page}.html") as visit:
-        pictures = visit.page.locator("article img")
+        pictures = visit.page.locator("article img:not([aria-hidden=true])")  # a flipbook's words stand for its picture
         assert pictures.count() >= (5 if page in NUMBERED else 1)
         for k in range(pictures.count()):
             picture = pictures.nth(k)

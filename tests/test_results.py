@@ -46,7 +46,8 @@ def test_a_records_figures_are_finite_and_add_up(path):
     record = read(path)
     weighted = "kl_warm_up" in record["config"]  # then the loss of a training epoch weighs its KL by less than 1
     for row in [*record["history"], record["test"]]:
-        whole = row["reconstruction"] + row.get("kl", 0)
+        beta = 1 if row is record["test"] else record["config"].get("beta", 1)
+        whole = row["reconstruction"] + beta * row.get("kl", 0)
         assert row["loss"] == pytest.approx(whole, rel=1e-6) or (weighted and row["loss"] < whole)
         assert all(math.isfinite(value) for value in row.values())
     assert record["test"]["reconstruction"] > record["test"]["entropy_floor"]

@@ -116,7 +116,7 @@ class Explorer {
     this.strip = make("canvas", { className: "strip", role: "img" });
     this.left = make("div", {}, ...(this.d === 2 ? this.makePlane() : this.makeSliders()));
     this.right = make("div", {}, this.picture, this.words, this.makeButtons(), ...this.makeStarts(), this.makeStrip());
-    root.append(make("div", { className: "latent-explorer" }, this.left, this.right));
+    root.append(make("div", { className: "latent-explorer", "data-lm-suppress-shortcuts": "true" }, this.left, this.right));
     this.listen = () => { if (!this.underway) this.begin?.(); this.refresh(); };
     model.on("change:z", this.listen);
     this.draw();

@@ -147,7 +147,7 @@ class EncodedImages:
         with evaluation_mode(model):
             codes = model.encode(x[:max_codes].to(next(model.parameters()).device))
         images = (255 * x[:starts]).round().byte()
-        return cls(codes.cpu(), y[:max_codes].cpu().byte(), images.cpu(), kl_per_unit(model, x).float().cpu())
+        return cls(codes.cpu(), y[:max_codes].cpu().byte(), images.cpu(), kl_per_unit(model, x).to(codes).cpu())
 
     def save(self, path: Path) -> None:
         """Write them as safetensors, codes in half precision; atomically."""

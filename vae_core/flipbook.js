@@ -20,7 +20,8 @@ class Flipbook {
     this.words = make("output", { "aria-live": "polite" });
     this.sliders = model.get("names").map((name, k) => this.makeSlider(name, k));
     const rows = this.sliders.map((slider) => slider.parentElement);
-    root.append(make("div", { className: "flipbook" }, ...rows, this.picture, this.words));
+    const keep = { className: "flipbook", "data-lm-suppress-shortcuts": "true" };   // or JupyterLab takes our arrow keys
+    root.append(make("div", keep, ...rows, this.picture, this.words));
     this.show = () => this.draw();
     model.on("change:position", this.show);
     this.draw();
