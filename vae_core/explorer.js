@@ -116,7 +116,7 @@ class Explorer {
     this.strip = make("canvas", { className: "strip", role: "img" });
     this.left = make("div", {}, ...(this.d === 2 ? this.makePlane() : this.makeSliders()));
     this.right = make("div", {}, this.picture, this.words, this.makeButtons(), ...this.makeStarts(), this.makeStrip());
-    root.append(make("div", { className: "latent-explorer", "data-lm-suppress-shortcuts": "true" }, this.left, this.right));
+    root.append(make("div", { className: "latent-explorer" }, this.left, this.right));
     this.listen = () => { if (!this.underway) this.begin?.(); this.refresh(); };
     model.on("change:z", this.listen);
     this.draw();
@@ -223,7 +223,8 @@ class Explorer {
     this.sliders = [];
     const rows = this.order.map((unit) => {
       const about = kl.length ? ` (KL ${kl[unit].toFixed(2)})` : "";
-      const slider = make("input", { type: "range", min: -this.extent, max: this.extent, step: 0.01, "aria-label": `z${unit + 1}${about}` });
+      const slider = make("input", { type: "range", min: -this.extent, max: this.extent, step: 0.01, "aria-label": `z${unit + 1}${about}`,
+        "data-lm-suppress-shortcuts": "true" });                // or JupyterLab takes the arrow keys
       slider.oninput = () => this.moveUnit(unit, Number(slider.value));
       this.sliders[unit] = slider;
       return make("label", { className: "unit" }, `z${unit + 1}${about}`, slider, make("span"));

@@ -20,8 +20,7 @@ class Flipbook {
     this.words = make("output", { "aria-live": "polite" });
     this.sliders = model.get("names").map((name, k) => this.makeSlider(name, k));
     const rows = this.sliders.map((slider) => slider.parentElement);
-    const keep = { className: "flipbook", "data-lm-suppress-shortcuts": "true" };   // or JupyterLab takes our arrow keys
-    root.append(make("div", keep, ...rows, this.picture, this.words));
+    root.append(make("div", { className: "flipbook" }, ...rows, this.picture, this.words));
     this.show = () => this.draw();
     model.on("change:position", this.show);
     this.draw();
@@ -29,6 +28,7 @@ class Flipbook {
 
   makeSlider(name, k) {
     const slider = make("input", { type: "range", min: 0, max: this.labels[k].length - 1, step: 1, "aria-label": name });
+    slider.setAttribute("data-lm-suppress-shortcuts", "true");   // or JupyterLab takes the arrow keys
     slider.oninput = () => {
       this.model.set("position", this.sliders.map((each) => Number(each.value)));
       this.model.save_changes();
