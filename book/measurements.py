@@ -98,9 +98,14 @@ def classifier(x: Tensor, y: Tensor, epochs: int = 4, seed: int = 0) -> nn.Modul
     return model.eval()
 
 
-def flips(judge: nn.Module, x: Tensor, y: Tensor, x_hat: Tensor) -> Figures:
-    """What the judge says of reconstructions: accuracy, the share whose label flips, and from which to which class."""
-    before, after = (in_batches(lambda batch: judge(batch).argmax(1), each) for each in (x, x_hat))
+def named(judge: nn.Module, x: Tensor) -> Tensor:
+    """The classes that the judge sees, (N,)."""
+    return in_batches(lambda batch: judge(batch).argmax(1), x)
+
+
+def flips(judge: nn.Module, before: Tensor, y: Tensor, x_hat: Tensor) -> Figures:
+    """What the judge says of reconstructions, `before` of the originals: accuracy, and the labels that flip."""
+    after = named(judge, x_hat)
     counts = torch.bincount(10 * before + after, minlength=100).reshape(10, 10)
     share = (before != after).double().mean().item()
     return {"accuracy": (after == y).double().mean().item(), "flipped": share, "from_to": counts.tolist()}
@@ -117,59 +122,63 @@ def plane(z: Tensor, y: Tensor) -> tuple[Tensor, Figures]:
     return torch.tensor(picture), found
 
 
+def asked(figures: Figures, key: str, model: nn.Module, dataset: Dataset, judge: nn.Module, before: Tensor) -> Tensor:
+    """Take down under `key` what is asked of every model of the thesis; the drawn codes of the test images."""
+    x_train, x_test = unit_interval(dataset.x_train), unit_interval(dataset.x_test)
+    (means, draws), (z_test, z_draw) = encoded(model, x_train), encoded(model, x_test)
+    figures["probes"][key] = accuracies(means, dataset.y_train, z_test, dataset.y_test)
+    figures["probes"][f"{key}, sampled"] = accuracies(draws, dataset.y_train, z_draw, dataset.y_test)
+    x_hat = decoded(model, z_draw)
+    figures["flips"][key] = flips(judge, before, dataset.y_test, x_hat)
+    figures["sharpness"][key] = sharpness(x_hat)
+    figures["kl_per_unit"][key] = kl_per_unit(model, x_test).tolist()
+    print(key, figures["probes"][key], round(figures["flips"][key]["flipped"], 4), flush=True)
+    return z_draw
+
+
+def begun(dataset: Dataset, sizes: Iterable[int], epochs: int) -> tuple[Figures, nn.Module, Tensor]:
+    """The figures of the images themselves, the judge, and what it sees in the test images."""
+    x_test, judge = unit_interval(dataset.x_test), classifier(dataset.x_train, dataset.y_train, epochs)
+    before = named(judge, x_test)
+    figures = {"judge_accuracy": (before == dataset.y_test).double().mean().item(), "probes": controls(dataset, sizes)}
+    figures |= {"sharpness": {"originals": sharpness(x_test)}, "flips": {}, "kl_per_unit": {}}
+    return figures, judge, before
+
+
 def grey(name: str, dataset: Dataset) -> tuple[Figures, Tensors]:
     """Chapters 09 and 11: the thesis' models with two and with twenty latent units, three seeds each."""
-    x_train, x_test = unit_interval(dataset.x_train), unit_interval(dataset.x_test)
-    y_train, y_test = dataset.y_train, dataset.y_test
-    judge, first = classifier(dataset.x_train, y_train), torch.arange(30) * 128  # listing A.2's thirty images
-    labels = in_batches(lambda batch: judge(batch).argmax(1), x_test)
-    found = {"judge_accuracy": (labels == y_test).double().mean().item(), "probes": controls(dataset, (2, 20))}
-    found |= {"sharpness": {"originals": sharpness(x_test)}, "flips": {}, "kl_per_unit": {}}
-    found["thirty"] = {"class": y_test[first].tolist(), "originals": labels[first].tolist()}
+    x_test, y_test, first = unit_interval(dataset.x_test), dataset.y_test, torch.arange(30) * 128  # as listing A.2
+    found, judge, before = begun(dataset, (2, 20), epochs=4)
+    found["thirty"] = {"class": y_test[first].tolist(), "originals": before[first].tolist()}
     kept = {"images": x_test[first], "y_test": y_test}
     for d in (2, 20):
         experiment = find(f"chen-{name}-d{d}")
         for seed in experiment.seeds:
-            key, model = f"d = {d}, seed {seed}", trained(experiment.name, dataset, seed)
-            (means, draws), (z_test, z_draw) = encoded(model, x_train), encoded(model, x_test)
-            found["probes"][key] = accuracies(means, y_train, z_test, y_test)
-            found["probes"][f"{key}, sampled"] = accuracies(draws, y_train, z_draw, y_test)
-            x_hat = decoded(model, z_draw)
-            found["flips"][key], found["sharpness"][key] = flips(judge, x_test, y_test, x_hat), sharpness(x_hat)
-            found["kl_per_unit"][key] = kl_per_unit(model, x_test).tolist()
+            model = trained(experiment.name, dataset, seed)
+            z = asked(found, f"d = {d}, seed {seed}", model, dataset, judge, before)
             if seed == experiment.seed:
-                kept |= {f"reconstructions_{d}": x_hat[first], f"codes_{d}": z_draw if d == 2 else z_draw[first]}
-                found["thirty"][f"d = {d}"] = judge(x_hat[first]).argmax(1).tolist()
+                x_hat = decoded(model, z[first])
+                kept |= {f"reconstructions_{d}": x_hat, f"codes_{d}": z if d == 2 else z[first]}
+                found["thirty"][f"d = {d}"] = named(judge, x_hat).tolist()
                 if d == 20:
-                    kept["t_sne"], found["t_sne"] = plane(z_draw, y_test)
-            print(key, found["probes"][key], round(found["flips"][key]["flipped"], 4), flush=True)
+                    kept["t_sne"], found["t_sne"] = plane(z, y_test)
     return found, kept
 
 
 def cifar10(dataset: Dataset) -> tuple[Figures, Tensors]:
     """Chapter 12: dense against convolutional."""
-    x_train, x_test = unit_interval(dataset.x_train), unit_interval(dataset.x_test)
-    first = torch.arange(10) * 128
-    judge = classifier(dataset.x_train, dataset.y_train, epochs=8)
-    labels = in_batches(lambda batch: judge(batch).argmax(1), x_test)
-    found = {"judge_accuracy": (labels == dataset.y_test).double().mean().item()}
-    found |= {"probes": controls(dataset, (20, 256)), "sharpness": {"originals": sharpness(x_test)}}
-    found |= {"flips": {}, "kl_per_unit": {}, "mse": {}, "t_sne": {}}
+    x_test, first = unit_interval(dataset.x_test), torch.arange(10) * 128
+    found, judge, before = begun(dataset, (20, 256), epochs=8)
+    found |= {"mse": {}, "t_sne": {}}
     kept = {"images": x_test[first], "y_test": dataset.y_test}
     for kind in ("fc", "cnn"):
         model = trained(f"chen-cifar10-{kind}", dataset)
-        (means, draws), (z_test, z_draw) = encoded(model, x_train), encoded(model, x_test)
-        found["probes"][kind] = accuracies(means, dataset.y_train, z_test, dataset.y_test)
-        found["probes"][f"{kind}, sampled"] = accuracies(draws, dataset.y_train, z_draw, dataset.y_test)
-        x_hat = decoded(model, z_draw)
-        found["flips"][kind], found["sharpness"][kind] = flips(judge, x_test, dataset.y_test, x_hat), sharpness(x_hat)
+        z = asked(found, kind, model, dataset, judge, before)
         found["mse"][kind] = reconstruction_mse(model, x_test)
-        found["kl_per_unit"][kind] = kl_per_unit(model, x_test).tolist()
-        kept[f"t_sne_{kind}"], found["t_sne"][kind] = plane(z_draw, dataset.y_test)
+        kept[f"t_sne_{kind}"], found["t_sne"][kind] = plane(z, dataset.y_test)
         with random_state(0):
             kept[f"samples_{kind}"] = decoded(model, torch.randn(16, model.latent_dim))
-        kept[f"reconstructions_{kind}"] = x_hat[first]
-        print(kind, found["probes"][kind], round(found["flips"][kind]["flipped"], 4), flush=True)
+        kept[f"reconstructions_{kind}"] = decoded(model, z[first])
     return found, kept
 
 

@@ -1,50 +1,26 @@
 """What chapter 09 says of MNIST: its verdicts and numbers, recomputed from the records (and, where it is, the data)."""
 
-import json
 from functools import cache
 from math import exp, sqrt
-from statistics import mean, stdev
+from statistics import mean
 
 import pytest
 import torch
-from scipy import stats
+from recorded_runs import interval, over_seeds, per_seed
 from torch import nn
 
-from vae_core.catalogue import find
 from vae_core.data import load
 from vae_core.models import mlp_vae
 from vae_core.plots import grid_codes
-from vae_core.records import default_out, read_record
+from vae_core.results import measured, recorded
 from vae_core.runtime import unit_interval
 
 SIZES = (2, 5, 10, 15, 20, 25)
 
 
 @cache
-def record(name: str, seed: int | None = None) -> dict:
-    found = read_record(find(name), find(name).seed if seed is None else seed, default_out())
-    assert found is not None, name
-    return found
-
-
-@cache
 def figures() -> dict:
-    return json.loads((default_out() / "measured-mnist.json").read_text())["figures"]
-
-
-def over_seeds(name: str, figure: str) -> list[float]:
-    return [record(name, seed)["test"][figure] for seed in find(name).seeds]
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Where one more run lies with a probability of 95 %."""
-    n = len(values)
-    half = stats.t.ppf(0.975, n - 1) * stdev(values) * sqrt(1 + 1 / n)
-    return mean(values) - half, mean(values) + half
-
-
-def per_seed(table: dict, d: int, ending: str = "") -> list:
-    return [table[f"d = {d}, seed {seed}{ending}"] for seed in find("chen-mnist-d20").seeds]
+    return measured("mnist")[0]
 
 
 # --- settings
@@ -52,14 +28,14 @@ def per_seed(table: dict, d: int, ending: str = "") -> list:
 
 @pytest.mark.parametrize("d", SIZES)
 def test_the_sweep_was_run_with_the_printed_settings(d):
-    config = record(f"chen-mnist-d{d}")["config"]
+    config = recorded(f"chen-mnist-d{d}")["config"]
     assert config["training"] == dict(batch_size=128, learning_rate=1e-3, weight_decay=1e-5, reduction="sum")
     assert (config["epochs"], config["seed"], config["model"]) == (20, 723, {"latent_dim": d})
-    assert record(f"chen-mnist-d{d}")["data_sha256"] == record("chen-mnist-d2")["data_sha256"]
+    assert recorded(f"chen-mnist-d{d}")["data_sha256"] == recorded("chen-mnist-d2")["data_sha256"]
 
 
 def test_records_name_the_versions_that_they_were_made_with():
-    assert {"python", "torch", "vae_core"} <= set(record("chen-mnist-d20")["versions"])
+    assert {"python", "torch", "vae_core"} <= set(recorded("chen-mnist-d20")["versions"])
 
 
 def test_an_epoch_has_468_whole_batches_and_one_of_96():
@@ -90,25 +66,25 @@ def test_the_weight_decays_prior_has_the_stated_precision():
 def test_twenty_units_suffice_and_fifteen_too_but_not_ten():
     for figure in ("loss", "reconstruction"):
         low, high = interval(over_seeds("chen-mnist-d20", figure))
-        assert all(low < record(f"chen-mnist-d{d}")["test"][figure] < high for d in (15, 25))
-        assert record("chen-mnist-d10")["test"][figure] > high
+        assert all(low < recorded(f"chen-mnist-d{d}")["test"][figure] < high for d in (15, 25))
+        assert recorded("chen-mnist-d10")["test"][figure] > high
 
 
 def test_the_numbers_of_the_sweeps_verdict():
-    gain = {f: mean(over_seeds("chen-mnist-d20", f)) - record("chen-mnist-d25")["test"][f]
+    gain = {f: mean(over_seeds("chen-mnist-d20", f)) - recorded("chen-mnist-d25")["test"][f]
             for f in ("loss", "reconstruction")}  # fmt: skip
     assert round(gain["loss"], 2) == 0.35
     assert round(gain["reconstruction"], 2) == 0.78
     low, high = interval(over_seeds("chen-mnist-d20", "loss"))
     assert 1.2 < (high - low) / 2 < 1.4
-    assert round(record("chen-mnist-d10")["test"]["loss"] - mean(over_seeds("chen-mnist-d20", "loss")), 1) == 2.5
+    assert round(recorded("chen-mnist-d10")["test"]["loss"] - mean(over_seeds("chen-mnist-d20", "loss")), 1) == 2.5
 
 
 def test_the_losses_that_a_reader_should_see():
     assert round(min(over_seeds("chen-mnist-d20", "loss")), 1) == 99.1
     assert round(max(over_seeds("chen-mnist-d20", "loss")), 1) == 99.6
     assert round(mean(over_seeds("chen-mnist-d2", "loss"))) == 140
-    last, test = record("chen-mnist-d20")["history"][-1]["loss"], record("chen-mnist-d20")["test"]["loss"]
+    last, test = recorded("chen-mnist-d20")["history"][-1]["loss"], recorded("chen-mnist-d20")["test"]["loss"]
     assert 1.5 < last - test < 2.5
 
 
@@ -123,7 +99,7 @@ def test_a_dozen_units_of_twenty_are_used_whatever_the_seed():
                                                 ("no-batch-norm", False)])  # fmt: skip
 def test_only_batch_norm_moves_the_loss_by_more_than_a_seed(change, inside):
     low, high = interval(over_seeds("chen-mnist-d20", "loss"))
-    test = record(f"ablation-{change}")["test"]
+    test = recorded(f"ablation-{change}")["test"]
     assert (low < test["loss"] < high) == inside
     if not inside:
         assert round(test["loss"] - mean(over_seeds("chen-mnist-d20", "loss"))) == 11
@@ -132,12 +108,12 @@ def test_only_batch_norm_moves_the_loss_by_more_than_a_seed(change, inside):
 
 def test_statistics_of_the_batch_make_the_loss_about_six_nats_worse():
     for name in ("ablation-mean-reduction", "binary-mnist-d20"):
-        test = record(name)["test"]
+        test = recorded(name)["test"]
         assert 5.5 < test["loss_with_batch_statistics"] - test["loss"] < 6.5
 
 
 def test_a_binary_likelihood_confirms_twenty_and_shows_the_mean_codes_flattery():
-    two, twenty = (record(f"binary-mnist-d{d}")["test"] for d in (2, 20))
+    two, twenty = (recorded(f"binary-mnist-d{d}")["test"] for d in (2, 20))
     error = sqrt(two["log_likelihood_error"] ** 2 + twenty["log_likelihood_error"] ** 2)
     assert twenty["log_likelihood"] - two["log_likelihood"] > 40 * error
     assert round(twenty["log_likelihood"] - two["log_likelihood"]) == 44
@@ -240,9 +216,7 @@ def test_one_tick_too_many_is_printed():
 
 
 def test_the_thirty_images_are_the_first_of_each_batch(data_root):
-    from safetensors.torch import load_file
-
-    dataset, kept = load("mnist", data_root), load_file(default_out() / "measured-mnist.safetensors")
+    dataset, kept = load("mnist", data_root), measured("mnist")[1]
     assert torch.equal(kept["images"], dataset.x_test[torch.arange(30) * 128])
     assert torch.equal(kept["y_test"].long(), dataset.y_test)
     assert figures()["thirty"]["class"] == dataset.y_test[torch.arange(30) * 128].tolist()

@@ -1,55 +1,32 @@
 """What chapter 11 says of Fashion-MNIST: its verdicts and numbers, recomputed from the records and by hand."""
 
-import json
 from functools import cache
 from math import log, sqrt
-from statistics import mean, stdev
+from statistics import mean
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from recorded_runs import interval, over_seeds, per_seed
 
 from vae_core.catalogue import find
 from vae_core.data import load
 from vae_core.evaluation import entropy_floor
-from vae_core.records import default_out, read_record
+from vae_core.results import measured, recorded
 
 SIZES = (2, 5, 10, 15, 20, 25)
 MEAN_PICTURE = {"mnist": 205.80, "fashion": 385.02}  # tests/test_09_mnist.py recomputes both
 
 
 @cache
-def record(name: str, seed: int | None = None) -> dict:
-    found = read_record(find(name), find(name).seed if seed is None else seed, default_out())
-    assert found is not None, name
-    return found
-
-
-@cache
 def figures(name: str = "fashion") -> dict:
-    return json.loads((default_out() / f"measured-{name}.json").read_text())["figures"]
-
-
-def over_seeds(name: str, figure: str) -> list[float]:
-    return [record(name, seed)["test"][figure] for seed in find(name).seeds]
-
-
-def per_seed(table: dict, d: int, ending: str = "", name: str = "fashion") -> list:
-    return [table[f"d = {d}, seed {seed}{ending}"] for seed in find(f"chen-{name}-d20").seeds]
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Where one more run lies with a probability of 95 %."""
-    n = len(values)
-    half = stats.t.ppf(0.975, n - 1) * stdev(values) * sqrt(1 + 1 / n)
-    return mean(values) - half, mean(values) + half
+    return measured(name)[0]
 
 
 @pytest.mark.parametrize("d", SIZES)
 def test_only_data_and_seed_differ_from_mnist(d):
-    ours, theirs = (record(f"chen-{name}-d{d}")["config"] for name in ("fashion", "mnist"))
+    ours, theirs = (recorded(f"chen-{name}-d{d}")["config"] for name in ("fashion", "mnist"))
     assert {key for key in ours if ours[key] != theirs[key]} == {"name", "source", "dataset", "seed"}
     assert (ours["seed"], ours["epochs"]) == (237, 20)
 
@@ -57,15 +34,15 @@ def test_only_data_and_seed_differ_from_mnist(d):
 def test_twenty_units_suffice_and_ten_too():
     for figure in ("loss", "reconstruction"):
         low, high = interval(over_seeds("chen-fashion-d20", figure))
-        assert all(low < record(f"chen-fashion-d{d}")["test"][figure] < high for d in (10, 15, 25))
-        assert record("chen-fashion-d2")["test"][figure] > high
+        assert all(low < recorded(f"chen-fashion-d{d}")["test"][figure] < high for d in (10, 15, 25))
+        assert recorded("chen-fashion-d2")["test"][figure] > high
         assert 1.9 < (high - low) / 2 < 2.2
     low, high = interval(over_seeds("chen-fashion-d20", "loss"))
-    assert low < record("chen-fashion-d5")["test"]["loss"] < high
+    assert low < recorded("chen-fashion-d5")["test"]["loss"] < high
 
 
 def test_the_numbers_of_the_sweeps_verdict():
-    gain = {f: mean(over_seeds("chen-fashion-d20", f)) - record("chen-fashion-d25")["test"][f]
+    gain = {f: mean(over_seeds("chen-fashion-d20", f)) - recorded("chen-fashion-d25")["test"][f]
             for f in ("loss", "reconstruction")}  # fmt: skip
     assert round(gain["loss"], 2) == 0.05
     assert round(gain["reconstruction"], 2) == 0.41
@@ -73,8 +50,8 @@ def test_the_numbers_of_the_sweeps_verdict():
 
 def test_fewer_units_are_used_than_on_mnist():
     for d in (10, 15, 20, 25):
-        assert record(f"chen-fashion-d{d}")["test"]["active_units"] in (7, 8)
-        assert record(f"chen-mnist-d{d}")["test"]["active_units"] > 8
+        assert recorded(f"chen-fashion-d{d}")["test"]["active_units"] in (7, 8)
+        assert recorded(f"chen-mnist-d{d}")["test"]["active_units"] > 8
 
 
 def test_the_losses_that_a_reader_should_see():
@@ -83,14 +60,14 @@ def test_the_losses_that_a_reader_should_see():
     assert round(mean(over_seeds("chen-fashion-d2", "loss"))) == 256
     assert round(mean(over_seeds("chen-fashion-d20", "kl")), 1) == 12.5
     assert round(mean(over_seeds("chen-fashion-d20", "reconstruction"))) == 227
-    last = [record("chen-fashion-d20", seed)["history"][-1]["loss"] for seed in find("chen-fashion-d20").seeds]
+    last = [recorded("chen-fashion-d20", seed)["history"][-1]["loss"] for seed in find("chen-fashion-d20").seeds]
     assert 0.4 < mean(losses) - mean(last) < 1
-    assert record("chen-mnist-d20")["history"][-1]["loss"] > record("chen-mnist-d20")["test"]["loss"]
+    assert recorded("chen-mnist-d20")["history"][-1]["loss"] > recorded("chen-mnist-d20")["test"]["loss"]
 
 
 def excess_and_share(name: str) -> tuple[float, float]:
     paid = mean(over_seeds(f"chen-{name}-d20", "reconstruction"))
-    floor = record(f"chen-{name}-d20")["test"]["entropy_floor"]
+    floor = recorded(f"chen-{name}-d20")["test"]["entropy_floor"]
     return paid - floor, (MEAN_PICTURE[name] - paid) / (MEAN_PICTURE[name] - floor)
 
 
@@ -109,13 +86,13 @@ def test_reconstructions_are_blurred_and_some_are_wrong():
         for value in per_seed(table, d, name=name):
             assert low < value / table["originals"] < high
     for d in (2, 20):
-        assert min(found["flipped"] for found in per_seed(figures()["flips"], d)) > 0.20
+        assert min(found["flipped"] for found in per_seed(figures()["flips"], d, name="fashion")) > 0.20
     assert figures()["thirty"]["d = 2"] != figures()["thirty"]["originals"]
 
 
 def test_the_code_keeps_what_the_pixels_know_of_the_class():
     raw = figures()["probes"]["raw pixels"]["neighbours"]
-    code = mean(p["neighbours"] for p in per_seed(figures()["probes"], 20))
+    code = mean(p["neighbours"] for p in per_seed(figures()["probes"], 20, name="fashion"))
     assert 0.85 <= raw <= 0.86
     assert round(code, 2) == 0.84
     assert (1 - raw) / (1 - code) > 0.9  # nearly all errors are made in the pixels already
@@ -126,9 +103,7 @@ def test_the_t_sne_picture_is_trustworthy():
 
 
 def test_the_thirty_images_are_the_first_of_each_batch(data_root):
-    from safetensors.torch import load_file
-
-    dataset, kept = load("fashion-mnist", data_root), load_file(default_out() / "measured-fashion.safetensors")
+    dataset, kept = load("fashion-mnist", data_root), measured("fashion")[1]
     assert torch.equal(kept["images"], dataset.x_test[torch.arange(30) * 128])
     assert torch.equal(kept["y_test"].long(), dataset.y_test)
 

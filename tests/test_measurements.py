@@ -31,9 +31,9 @@ class Brightest(nn.Module):
 def test_flips_are_counted_from_class_to_class():
     x = torch.eye(10).reshape(10, 1, 2, 5)
     y = torch.arange(10)
-    same = measurements.flips(Brightest(), x, y, x)
+    same = measurements.flips(Brightest(), y, y, x)
     assert (same["accuracy"], same["flipped"]) == (1.0, 0.0)
-    turned = measurements.flips(Brightest(), x, y, x.roll(1, 0))
+    turned = measurements.flips(Brightest(), y, y, x.roll(1, 0))
     assert (turned["accuracy"], turned["flipped"]) == (0.0, 1.0)
     assert turned["from_to"][0][9] == turned["from_to"][3][2] == 1
     assert torch.tensor(turned["from_to"]).sum() == 10

@@ -5,11 +5,6 @@ from collections.abc import Callable
 from math import log
 
 import torch
-from sklearn.base import ClassifierMixin
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.distributions import Normal
 
@@ -174,6 +169,10 @@ def linear_probe(codes: Tensor, y: Tensor, codes_test: Tensor, y_test: Tensor) -
     scikit-learn's default. It tells how much of the class is in the codes *linearly*: a class in a ring is missed.
     Raises ValueError where codes and classes differ in number. Source: Chen §4.2 claims a result of this kind.
     """
+    from sklearn.linear_model import LogisticRegression  # not at start-up, which most commands pay without probing
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
     return _accuracy(probe, codes, y, codes_test, y_test)
 
@@ -184,10 +183,12 @@ def neighbour_accuracy(codes: Tensor, y: Tensor, codes_test: Tensor, y_test: Ten
     Shapes and errors are those of `linear_probe`; it tells how far the classes keep apart, in whatever form.
     Source: Chen §4.2 and §4.3 read this off pictures.
     """
+    from sklearn.neighbors import KNeighborsClassifier
+
     return _accuracy(KNeighborsClassifier(num_neighbours, algorithm="brute"), codes, y, codes_test, y_test)
 
 
-def _accuracy(classifier: ClassifierMixin, codes: Tensor, y: Tensor, codes_test: Tensor, y_test: Tensor) -> float:
+def _accuracy(classifier, codes: Tensor, y: Tensor, codes_test: Tensor, y_test: Tensor) -> float:
     if len(codes) != len(y) or len(codes_test) != len(y_test):
         counts = f"{len(codes)} and {len(y)}, {len(codes_test)} and {len(y_test)}"
         raise ValueError(f"every code needs its class, got {counts}")

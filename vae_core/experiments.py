@@ -132,11 +132,7 @@ def _run(
         return record
     wall_seconds = sum(row["seconds"] for row in history)  # of training, over all sessions of a resumed run
     record |= {"wall_seconds": wall_seconds, "history": history}
-    y_test = conditions(model, dataset.y_test)
-    tested, size = (model, 1000) if y_test is None else (model.given(y_test), len(x_test))  # all beside their y
-    record["test"] = (
-        test(tested, x_test, seed, size) | lowest(history) | special(experiment, model, dataset, x_test, seed)
-    )
+    record["test"] = tested(experiment, model, dataset, x_test, seed) | lowest(history)
     if experiment.weights and (epochs, seed) == (experiment.epochs, experiment.seed):
         record["weights_sha256"] = save_weights(model, path.with_suffix(".safetensors"))
     write_record(record, path)
@@ -180,17 +176,22 @@ def test(model: nn.Module, x: Tensor, seed: int, batch_size: int) -> dict[str, f
     return figures
 
 
-def special(experiment: Experiment, model: nn.Module, dataset: Dataset, x_test: Tensor, seed: int) -> dict[str, float]:
-    """What is asked of this experiment alone: the error from corrupted images, an importance-sampled log p(x)."""
-    figures = {}
+def tested(experiment: Experiment, model: nn.Module, dataset: Dataset, x_test: Tensor, seed: int) -> dict[str, float]:
+    """The figures of `test`, and what is asked of this experiment alone.
+
+    That is the error from corrupted images, an importance-sampled log p(x), or bits per dimension.
+    """
+    y_test = conditions(model, dataset.y_test)
+    given, size = (model, 1000) if y_test is None else (model.given(y_test), len(x_test))  # all beside their y
+    figures = test(given, x_test, seed, size)
     if experiment.corruption:
         noisy = unit_interval(corrupt(dataset.x_test, experiment.corruption, seed + 1))
         figures["mse_from_corrupted"] = reconstruction_mse(model, noisy, x_test)
     if experiment.binarise:
         figures |= importance_sampled(model, x_test, seed)
-    if experiment.name.startswith("bits-"):
-        loss = losses(model, x_test, seed)["loss"]
-        figures["bits_per_dimension"] = bits_per_dimension(loss, x_test[0].numel(), experiment.dequantise)
+    if experiment.dequantise or experiment.model.get("likelihood") == "discretized_logistic":
+        bits = bits_per_dimension(figures["loss"], x_test[0].numel(), experiment.dequantise)
+        figures["bits_per_dimension"] = bits
     return figures
 
 

@@ -33,7 +33,7 @@ class Step:
         self.x, self.optimizer, self.reduction, self.runtime = x, optimizer, reduction, runtime
         self.evaluate: nn.Module = _Evaluate(model, objective)
         self.anneal = (torch.ones((), device=x.device),) if annealed else ()
-        self.given = () if y is None else (y,)
+        self.given = () if y is None else (y.to(x.device),)
         self.names: list[str] = []
         if runtime.world_size > 1:
             self.evaluate = DistributedDataParallel(self.evaluate)

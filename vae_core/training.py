@@ -81,12 +81,9 @@ def fit(
     settings |= dict(betas=tuple(betas), reduction=reduction, schedule=schedule, seed=seed, n=len(x), identity=identity)
     settings |= dict(epochs=epochs) if anneal or schedule != "constant" else {}
     runtime = runtime or Runtime(next(model.parameters()).device)
-    _check(epochs, settings, model, runtime.world_size)
+    _check(epochs, settings | dict(y=y), model, runtime.world_size)
     unit_interval(x[:1])  # refuse a wrong dtype before anything moves
-    if y is not None and len(y) != len(x):
-        raise ValueError(f"y must hold one entry for each image, got {len(y)} for {len(x)}")
     x, model, on_cuda = x.to(runtime.device), model.to(runtime.device), runtime.device.type == "cuda"
-    y = y if y is None else y.to(runtime.device)
     rates = dict(lr=learning_rate, weight_decay=weight_decay, betas=tuple(betas))
     optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=on_cuda, **rates)
     with runtime.process_group(), random_state(training_stream(seed)):
@@ -114,6 +111,8 @@ def _check(epochs: int, settings: dict, model: nn.Module, processes: int) -> Non
         raise ValueError("x must hold at least one image, got none")
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+    if settings["y"] is not None and len(settings["y"]) != n:
+        raise ValueError(f"y must hold one entry for each image, got {len(settings['y'])} for {n}")
     smallest = (n % batch_size or batch_size) // processes
     if smallest < 1:
         raise ValueError(f"batch_size {batch_size} leaves one of {processes} processes without any of {n} images")
