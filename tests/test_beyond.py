@@ -50,6 +50,25 @@ def test_the_importance_weighted_bound_is_of_binary_images(model, x):
     assert torch.equal(value, seeded(lambda m, images: iwae_bound(m, torch.bernoulli(images), 5), model, x))
 
 
+def test_images_that_are_binarised_once_stay_as_they_were_drawn(model):
+    experiment, digits = find("static-iwae-mnist-k5"), load("digits")
+    x = setups.prepare(experiment, digits, seed=0).x_train
+    again, other = (setups.prepare(experiment, digits, seed).x_train for seed in (0, 1))
+    assert set(x.unique().tolist()) == {0, 255}
+    assert torch.equal(x, again)
+    assert not torch.equal(x, other)
+    error = (x / 255 - digits.x_train).mean(0).abs()  # by the law of large numbers small: n = 1437, variance ≤ 1/4
+    assert error.max() < 5 * 0.5 / len(x) ** 0.5
+    objective, _ = objective_of(experiment, model)
+    value = seeded(objective, model, unit := x[:16] / 255)
+    assert torch.equal(value, seeded(lambda m, images: iwae_bound(m, images, 5), model, unit))
+
+
+def test_images_of_the_dynamic_kind_are_left_grey_for_the_objective_to_draw():
+    digits = load("digits")
+    assert setups.prepare(find("iwae-mnist-k5"), digits, seed=0).x_train is digits.x_train
+
+
 def test_a_density_is_of_dequantised_images(model, x):
     objective, _ = objective_of(find("bits-mnist-continuous-bernoulli"), model)
     expected = seeded(lambda m, images: elbo_terms(m, dequantised(images)), model, x)

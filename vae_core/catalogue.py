@@ -28,6 +28,7 @@ IN_CONFIG_WHERE_SET = (
     "label",
     "corruption",
     "binarise",
+    "binarise_once",
     "kl_warm_up",
     "track_test",
     "dequantise",
@@ -44,10 +45,11 @@ class Experiment:
     `training` those of `fit`. `seed` is its own, `more_seeds` are those that `reproduce` runs beside it.
     `label` keeps the images of one class only; `corruption` is the share of training pixels that
     `evaluation.corrupt` hits; `binarise` draws every pixel anew for each batch, 1 with the probability that its grey
-    value gives, and reports log p(x) too; `kl_warm_up` is the share of training over which the KL's weight rises to
-    1; `track_test` tests after every epoch; `dequantise` adds uniform noise, so that a density of the pixels bounds
-    the probability of their 256 levels; `beta` weights the KL; with `num_samples` K > 0 the importance-weighted bound
-    with K draws is maximised, from an output bias at the logit of the training images' mean. `printed` holds what the
+    value gives, and reports log p(x) too; with `binarise_once` the training images are drawn once and stay so;
+    `kl_warm_up` is the share of training over which the KL's weight rises to 1; `track_test` tests after every
+    epoch; `dequantise` adds uniform noise, so that a density of the pixels bounds the probability of their 256
+    levels; `beta` weights the KL; with `num_samples` K > 0 the importance-weighted bound with K draws is maximised,
+    from an output bias at the logit of the training images' mean. `printed` holds what the
     source printed, by the names of a record's test figures; `weights` says whether a whole run keeps them.
     """
 
@@ -64,6 +66,7 @@ class Experiment:
     label: int | None = None
     corruption: float = 0.0
     binarise: bool = False
+    binarise_once: bool = False
     kl_warm_up: float = 0.0
     track_test: bool = False
     dequantise: bool = False
@@ -206,11 +209,14 @@ def _beyond() -> Iterator[Experiment]:
     source = "this book, chapter 16: lecture notes §1.4"
     conditional = dict(network="mlp_conditional_vae", latent_dim=2, condition_dim=10)
     yield Experiment("conditional-mnist-d2", source, "mnist", 20, 723, conditional, THESIS, weights=True)
-    source, burda = "this book, chapter 17: Burda et al. (2016)", dict(hidden=(200, 200), batch_norm=False)
-    for k, epochs in ((1, 50), (5, 50), (50, 20)):
-        model = dict(latent_dim=50, activation="tanh") | burda
-        name, training = f"iwae-mnist-k{k}", dict(batch_size=100, learning_rate=1e-3)
-        yield Experiment(name, source, "mnist", epochs, 0, model, training, binarise=True, num_samples=k)
+    source = "this book, chapter 17: Burda et al. (2016)"
+    network = dict(latent_dim=50, hidden=(200, 200), activation="tanh", batch_norm=False)
+    training = dict(batch_size=100, learning_rate=3e-3, schedule="one-cycle")
+    for kind, once in (("iwae", False), ("static-iwae", True)):
+        binary = dict(binarise=True, binarise_once=once, weights=not once)
+        for k, seeds in ((1, (1, 2)), (5, (1, 2)), (50, ())):
+            name = f"{kind}-mnist-k{k}"
+            yield Experiment(name, source, "mnist", 20, 0, network, training, seeds, num_samples=k, **binary)
 
 
 DIGITS = Experiment(

@@ -17,13 +17,16 @@ from vae_core.runtime import seed_everything, unit_interval
 
 
 def prepare(experiment: Experiment, dataset: Dataset, seed: int) -> Dataset:
-    """The images that the experiment is about: those of its class, the training ones corrupted."""
+    """The images that the experiment is about: those of its class, the training ones corrupted, or binarised once."""
     if experiment.label is not None:
         train, test = dataset.y_train == experiment.label, dataset.y_test == experiment.label
         x, y = (dataset.x_train[train], dataset.x_test[test]), (dataset.y_train[train], dataset.y_test[test])
         dataset = replace(dataset, x_train=x[0], y_train=y[0], x_test=x[1], y_test=y[1])
     if experiment.corruption:
         dataset = replace(dataset, x_train=corrupt(dataset.x_train, experiment.corruption, seed))
+    if experiment.binarise_once:
+        binary = torch.bernoulli(unit_interval(dataset.x_train), generator=torch.Generator().manual_seed(seed + 1))
+        dataset = replace(dataset, x_train=(255 * binary).byte())
     return dataset
 
 
@@ -44,7 +47,8 @@ def objective_of(experiment: Experiment, model: nn.Module) -> tuple[Callable, Ca
     bound = elbo_terms if experiment.beta == 1 else partial(beta_elbo_terms, beta=experiment.beta)
     if experiment.num_samples:
         bound = partial(iwae_bound, num_samples=experiment.num_samples)
-    if noise := torch.bernoulli if experiment.binarise else dequantised if experiment.dequantise else None:
+    anew = torch.bernoulli if experiment.binarise and not experiment.binarise_once else None
+    if noise := dequantised if experiment.dequantise else anew:
         return partial(of_noisy_images, bound, noise), None
     return bound, None
 
