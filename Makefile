@@ -10,7 +10,7 @@ help:
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make notebooks  run all notebooks anew and write their outputs back"
 	@echo "make reproduce  run every experiment that has no valid record (hours; resumable)"
-	@echo "make lint       style and formatting"
+	@echo "make lint       style, formatting and types"
 	@echo "make bench      our training loop against others and the machine's limit, and the explorer"
 	@echo "make clean      remove what was built (not .venv, not data)"
 
@@ -33,6 +33,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/00_start_here.ipynb

@@ -30,17 +30,19 @@ MAY_IMPORT = {
     "training": {"runtime", "checkpoints", "steps"},
     "gradients": set(),
     "inference": {"objectives", "distributions", "gradients", "runtime"},
-    "evaluation": {"objectives", "inference", "distributions", "runtime"},
+    "probes": set(),  # what a code is good for, judged from outside; part of `evaluation`
+    "evaluation": {"objectives", "inference", "distributions", "probes", "runtime"},
     "plots": set(),
     "widgets": {"plots", "runtime"},
     "explorer": {"plots", "runtime", "evaluation"},  # the widget whose decoder runs in the browser
     "flipbook": set(),  # sliders over pictures that are drawn beforehand
 }
+MAY_IMPORT["contrastive"] = {"networks"}  # chapter 18: what codes are worth that never decode
 MAY_IMPORT["catalogue"] = {"models"}  # the definitions of the named experiments
 MAY_IMPORT["records"] = {"catalogue", "data", "runtime"}  # what their runs leave behind
 MAY_IMPORT["setups"] = {"catalogue", "data", "evaluation", "models", "objectives", "runtime"}  # their parts
 MAY_IMPORT["experiments"] = set(MAY_IMPORT) - EVERYTHING_BUT
-MAY_IMPORT["results"] = {"catalogue", "records", "experiments"}  # what the chapters load
+MAY_IMPORT["results"] = {"catalogue", "records", "experiments", "models"}  # what the chapters load
 MAY_IMPORT["__main__"] = MAY_IMPORT["experiments"] | {"experiments"}
 
 

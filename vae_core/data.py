@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return tuple(self.x_train.shape[1:])
+        channels, height, width = self.x_train.shape[1:]
+        return channels, height, width
 
     @cached_property
     def sha256(self) -> str:
@@ -58,9 +60,9 @@ class _Source:
     cls_name: str
     folder: str
     image_shape: tuple[int, ...]
-    splits: Callable[[type, str, bool], Iterator]  # (cls, root, download) -> train and test
+    splits: Callable[[Any, str, bool], Iterator]  # (cls, root, download) -> train and test
 
-    def archives(self, cls: type) -> list[tuple[str, str]]:
+    def archives(self, cls: Any) -> list[tuple[str, str]]:
         """(path below the root, md5) of every archive that torchvision would download."""
         if self.cls_name == "SVHN":
             return [(cls.split_list[split][1], cls.split_list[split][2]) for split in ("train", "test")]
@@ -69,11 +71,11 @@ class _Source:
         return [(f"{self.folder}/raw/{filename}", md5) for filename, md5 in cls.resources]
 
 
-def _by_flag(cls: type, root: str, download: bool) -> Iterator:
+def _by_flag(cls: Any, root: str, download: bool) -> Iterator:
     return (cls(root, train=train, download=download) for train in (True, False))
 
 
-def _by_split(cls: type, root: str, download: bool) -> Iterator:
+def _by_split(cls: Any, root: str, download: bool) -> Iterator:
     return (cls(root, split=split, download=download) for split in ("train", "test"))
 
 
@@ -126,8 +128,8 @@ def _digits() -> Dataset:
 
 
 def _dataset(name: str, arrays: Arrays) -> Dataset:
-    def images(x: np.ndarray) -> Tensor:
-        x = torch.from_numpy(x)
+    def images(array: np.ndarray) -> Tensor:
+        x = torch.from_numpy(array)
         return (x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2)).contiguous()  # (N, C, H, W)
 
     tensors = {k: images(a) if k.startswith("x") else torch.from_numpy(a.astype(np.int64)) for k, a in arrays.items()}
@@ -173,7 +175,7 @@ def check_writable(folder: Path, name: str, way_out: str) -> None:
 def _write_cache(path: Path, arrays: Arrays) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         part = Path(folder) / path.name
-        np.savez(part, **arrays)
+        np.savez(part, **arrays)  # type: ignore[arg-type]
         os.replace(part, path)
 
 
@@ -210,7 +212,7 @@ def _one_sentence(kind: type[Exception], sentence: str) -> Iterator[None]:
         raise kind(f"{sentence} ({reason})") from error
 
 
-def _read_splits(name: str, source: _Source, cls: type, root: Path) -> Arrays:
+def _read_splits(name: str, source: _Source, cls: Any, root: Path) -> Arrays:
     with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints each mirror it tries
         train, test = source.splits(cls, str(root), True)
     arrays = {"x_train": _images(train), "y_train": _labels(train), "x_test": _images(test), "y_test": _labels(test)}

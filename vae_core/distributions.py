@@ -45,7 +45,7 @@ def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
         shapes = f"{tuple(q.event_shape)} and {tuple(p.event_shape)}"
         raise ValueError(f"q and p must have the same event shape, got {shapes}")
     if _is_diagonal(q) and _is_diagonal(p):
-        return _kl_diagonal(q.base_dist, p.base_dist)
+        return _kl_diagonal(factors(q), factors(p))
     return _kl_full(q.mean, _scale_tril(q), p.mean, _scale_tril(p))
 
 
@@ -71,6 +71,13 @@ def log_prob_reparameterized(epsilon: Tensor, log_variance: Tensor) -> Tensor:
     return standard_normal(epsilon.shape[-1], like=epsilon).log_prob(epsilon) - 0.5 * log_variance.sum(-1)
 
 
+def factors(q: Distribution) -> Normal:
+    """The Gaussians of a factorised one, batch (..., d), event (). Raises TypeError for any other distribution."""
+    if isinstance(q, Independent) and isinstance(q.base_dist, Normal) and q.reinterpreted_batch_ndims == 1:
+        return q.base_dist
+    raise TypeError(f"q must be a diagonal_normal, got {type(q).__name__}")
+
+
 def _is_diagonal(r: Distribution) -> bool:
     return isinstance(r, Independent) and isinstance(r.base_dist, Normal) and r.reinterpreted_batch_ndims == 1
 
@@ -82,7 +89,7 @@ def _kl_diagonal(q: Normal, p: Normal) -> Tensor:
 
 
 def _scale_tril(r: Distribution) -> Tensor:
-    return r.scale_tril if isinstance(r, MultivariateNormal) else torch.diag_embed(r.base_dist.scale)
+    return r.scale_tril if isinstance(r, MultivariateNormal) else torch.diag_embed(r.stddev)
 
 
 def _kl_full(mean_q: Tensor, tril_q: Tensor, mean_p: Tensor, tril_p: Tensor) -> Tensor:

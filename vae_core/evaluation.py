@@ -3,19 +3,30 @@
 import copy
 from collections.abc import Callable
 from math import log
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from vae_core.distributions import diagonal_normal
+from vae_core.distributions import diagonal_normal, factors
 from vae_core.inference import WithPosterior, log_mean_exp, refine
-from vae_core.objectives import LatentVariableModel, code_log_likelihood, elbo_terms, log_weights
-from vae_core.runtime import evaluation_mode, random_state
+from vae_core.objectives import Autoencoder, LatentVariableModel, code_log_likelihood, elbo_terms, log_weights
+from vae_core.probes import linear_probe as linear_probe
+from vae_core.probes import neighbour_accuracy as neighbour_accuracy
+from vae_core.probes import sharpness as sharpness
+from vae_core.runtime import device_of, evaluation_mode, random_state
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def evaluate(
-    model: nn.Module, x: Tensor, num_samples: int = 1, kl: str = "analytic", seed: int = 0, batch_size: int = 1000
+    model: LatentVariableModel,
+    x: Tensor,
+    num_samples: int = 1,
+    kl: str = "analytic",
+    seed: int = 0,
+    batch_size: int = 1000,
 ) -> dict[str, float]:
     """The mean loss over held-out images and its two terms, nats per datum.
 
@@ -32,7 +43,7 @@ def evaluate(
     return {"loss": means["reconstruction"] + means["kl"], **means, "n": len(x)}
 
 
-def reconstruction_at_code(model: nn.Module, x: Tensor, batch_size: int = 1000) -> float:
+def reconstruction_at_code(model: Autoencoder, x: Tensor, batch_size: int = 1000) -> float:
     r"""The mean of −log p(x|z) at the code z = f(x) itself, nats per datum: an auto-encoder's test loss.
 
     For a VAE, whose code is the mean of q, it is lower than its reconstruction error and part of no bound.
@@ -41,7 +52,7 @@ def reconstruction_at_code(model: nn.Module, x: Tensor, batch_size: int = 1000) 
     return _mean_terms(model, x, lambda batch: code_log_likelihood(model, batch)[1], batch_size)["reconstruction"]
 
 
-def reconstruction_mse(model: nn.Module, x: Tensor, target: Tensor | None = None, batch_size: int = 1000) -> float:
+def reconstruction_mse(model: Autoencoder, x: Tensor, target: Tensor | None = None, batch_size: int = 1000) -> float:
     r"""The mean squared error per pixel of the reconstructions of x, against x itself or a `target`.
 
     .. math:: \frac1{ND}\sum_n\|\hat x(x_n)-t_n\|^2
@@ -54,8 +65,8 @@ def reconstruction_mse(model: nn.Module, x: Tensor, target: Tensor | None = None
         raise ValueError(f"target must have the shape of x, {tuple(x.shape)}, got {tuple(target.shape)}")
 
     def squared_error(batch: Tensor) -> dict[str, Tensor]:  # x and target side by side, (B, 2, C, H, W)
-        clean = batch[:, 1]
-        return {"mse": (model.reconstruct(batch[:, 0]) - clean).square().flatten(1).mean(1)}
+        decoded = model.likelihood(model.encode(batch[:, 0])).mean
+        return {"mse": (decoded - batch[:, 1]).square().flatten(1).mean(1)}
 
     return _mean_terms(model, torch.stack((x, target), 1), squared_error, batch_size)["mse"]
 
@@ -80,7 +91,12 @@ def corrupt(x: Tensor, probability: float, seed: int = 0) -> Tensor:
 
 
 def log_likelihood(
-    model: nn.Module, x: Tensor, num_samples: int = 1000, seed: int = 0, batch_size: int = 100, at_once: int = 50
+    model: LatentVariableModel,
+    x: Tensor,
+    num_samples: int = 1000,
+    seed: int = 0,
+    batch_size: int = 100,
+    at_once: int = 50,
 ) -> Tensor:
     r"""The importance-sampled log p(x) of each image, (N,), nats, with K = num_samples draws from q(z|x).
 
@@ -95,7 +111,7 @@ def log_likelihood(
     """
     if len(x) == 0 or num_samples < 1:
         raise ValueError(f"one image and one sample at least, got {len(x)} and {num_samples}")
-    device, totals = next(model.parameters()).device, []
+    device, totals = device_of(model), []
     with evaluation_mode(model), torch.no_grad(), random_state(seed):
         for batch in x.split(batch_size):
             totals.append(_log_weights(model, batch.to(device), num_samples, at_once).logsumexp(0) - log(num_samples))
@@ -103,7 +119,13 @@ def log_likelihood(
 
 
 def inference_gap(
-    model: nn.Module, x: Tensor, *, steps: int = 500, num_samples: int = 5000, seed: int = 0, at_once: int = 50
+    model: LatentVariableModel,
+    x: Tensor,
+    *,
+    steps: int = 500,
+    num_samples: int = 5000,
+    seed: int = 0,
+    at_once: int = 50,
 ) -> dict[str, Tensor]:
     r"""How far the bound lies below log p(x), and whose fault it is: (B,) each, nats.
 
@@ -142,73 +164,23 @@ def _log_weights(model: LatentVariableModel, x: Tensor, num_samples: int, at_onc
     return torch.cat([log_weights(model, x, share).double() for share in shares])
 
 
-def kl_per_unit(model: nn.Module, x: Tensor, batch_size: int = 1000) -> Tensor:
+def kl_per_unit(model: LatentVariableModel, x: Tensor, batch_size: int = 1000) -> Tensor:
     r"""The mean KL of each latent unit over images, (d,), nats; their sum is the mean KL.
 
     .. math:: \frac1N\sum_n \mathrm{KL}\big(q(z_j|x_n)\,\|\,\mathcal N(0,1)\big)
 
-    For models whose posterior is a factorised Gaussian and whose prior is N(0, I). A unit is called active
-    where this exceeds 0.01 nats. `x` is float in [0, 1], (N, C, H, W); raises ValueError for no images.
+    For models whose posterior is a factorised Gaussian and whose prior is N(0, I). A unit is called active where this
+    exceeds 0.01 nats. `x` is float in [0, 1], (N, C, H, W); raises ValueError for no images, TypeError for another q.
     Source: Saleh §4.2.2 asks the question (by column sums of the decoder); Burda et al. (2016) §5.3.
     """
     if len(x) == 0:
         raise ValueError("x must hold at least one image, got none")
-    device = next(model.parameters()).device
-    total = 0.0
+    sums = []
     with evaluation_mode(model), torch.no_grad():
         for batch in x.split(batch_size):
-            q = model.posterior(batch.to(device)).base_dist
-            total = total + torch.distributions.kl_divergence(q, Normal(0.0, 1.0)).double().sum(0)
-    return total / len(x)
-
-
-def linear_probe(codes: Tensor, y: Tensor, codes_test: Tensor, y_test: Tensor) -> float:
-    """The share of test data that multinomial logistic regression on the training codes gets right.
-
-    Codes are (N, d), standardised by the training codes' means and deviations; classes are (N,). The penalty is
-    scikit-learn's default. It tells how much of the class is in the codes *linearly*: a class in a ring is missed.
-    Raises ValueError where codes and classes differ in number. Source: Chen §4.2 claims a result of this kind.
-    """
-    from sklearn.linear_model import LogisticRegression  # not at start-up, which most commands pay without probing
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
-    return _accuracy(probe, codes, y, codes_test, y_test)
-
-
-def neighbour_accuracy(codes: Tensor, y: Tensor, codes_test: Tensor, y_test: Tensor, num_neighbours: int = 10) -> float:
-    """The share of test data to which most of their nearest training codes (Euclidean) give the right class.
-
-    Shapes and errors are those of `linear_probe`; it tells how far the classes keep apart, in whatever form.
-    Source: Chen §4.2 and §4.3 read this off pictures.
-    """
-    from sklearn.neighbors import KNeighborsClassifier
-
-    return _accuracy(KNeighborsClassifier(num_neighbours, algorithm="brute"), codes, y, codes_test, y_test)
-
-
-def _accuracy(classifier, codes: Tensor, y: Tensor, codes_test: Tensor, y_test: Tensor) -> float:
-    if len(codes) != len(y) or len(codes_test) != len(y_test):
-        counts = f"{len(codes)} and {len(y)}, {len(codes_test)} and {len(y_test)}"
-        raise ValueError(f"every code needs its class, got {counts}")
-    classifier.fit(codes.cpu().numpy(), y.cpu().numpy())
-    return float(classifier.score(codes_test.cpu().numpy(), y_test.cpu().numpy()))
-
-
-def sharpness(x: Tensor) -> float:
-    r"""The mean over images of the variance of their Laplacian: edges make it large, blur makes it small.
-
-    .. math:: \frac1N\sum_n \operatorname{Var}_{ij}\big(x_{i+1,j}+x_{i-1,j}+x_{i,j+1}+x_{i,j-1}-4x_{ij}\big)
-
-    over the inner pixels and channels. `x` is float in [0, 1], (N, C, H, W) with sides of at least 3. Raises
-    ValueError for other shapes. Source: Chen §4.3 calls reconstructions blurry; the measure is Pech-Pacheco et al.'s.
-    """
-    if x.dim() != 4 or len(x) == 0 or min(x.shape[2:]) < 3:
-        raise ValueError(f"x must be images (N, C, H, W) of at least 3 by 3 pixels, got shape {tuple(x.shape)}")
-    centre = x[..., 1:-1, 1:-1]
-    around = x[..., 2:, 1:-1] + x[..., :-2, 1:-1] + x[..., 1:-1, 2:] + x[..., 1:-1, :-2]
-    return (around - 4 * centre).double().flatten(1).var(1, correction=0).mean().item()
+            q = factors(model.posterior(batch.to(device_of(model))))
+            sums.append(torch.distributions.kl_divergence(q, Normal(0.0, 1.0)).double().sum(0))
+    return torch.stack(sums).sum(0) / len(x)
 
 
 def entropy_floor(x: Tensor) -> float:
@@ -225,7 +197,7 @@ def entropy_floor(x: Tensor) -> float:
     return -(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).double().sum().item() / len(x) + 0.0  # never -0.0
 
 
-def with_batch_statistics(model: nn.Module) -> nn.Module:
+def with_batch_statistics(model: Model) -> Model:
     """A copy whose batch norm, in evaluation mode too, normalises by the batch at hand instead of running averages.
 
     A datum's figures then depend on its neighbours, so they are those of no model; the copy is here to show by
@@ -239,12 +211,12 @@ def with_batch_statistics(model: nn.Module) -> nn.Module:
 
 
 def _mean_terms(
-    model: nn.Module, x: Tensor, terms: Callable[[Tensor], dict[str, Tensor]], batch_size: int
+    model: object, x: Tensor, terms: Callable[[Tensor], dict[str, Tensor]], batch_size: int
 ) -> dict[str, float]:
     """Means over images of what `terms(batch)` returns, (B,) each, with the model in evaluation mode."""
     if len(x) == 0:
         raise ValueError("x must hold at least one image, got none")
-    device = next(model.parameters()).device
+    device = device_of(model)
     sums: dict[str, float] = {}
     with evaluation_mode(model), torch.no_grad():
         for batch in x.split(batch_size):

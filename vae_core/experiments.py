@@ -21,7 +21,7 @@ from vae_core.evaluation import (
     reconstruction_mse,
     with_batch_statistics,
 )
-from vae_core.models import VAE
+from vae_core.models import VAE, Autoencoder, ConditionalVAE
 from vae_core.records import (
     LOSSES,
     Record,
@@ -155,7 +155,7 @@ def importance_sampled(model: VAE, x: Tensor, seed: int, num_samples: int = 1000
     return {"log_likelihood": values.mean().item(), "log_likelihood_error": error, "importance_samples": num_samples}
 
 
-def losses(model: nn.Module, x: Tensor, seed: int, batch_size: int = 1000) -> dict[str, float]:
+def losses(model: Autoencoder, x: Tensor, seed: int, batch_size: int = 1000) -> dict[str, float]:
     """Loss and its terms on images, nats per datum; an auto-encoder pays no KL."""
     if isinstance(model, VAE):
         figures = evaluate(model, x, seed=seed, batch_size=batch_size)
@@ -164,7 +164,7 @@ def losses(model: nn.Module, x: Tensor, seed: int, batch_size: int = 1000) -> di
     return {"loss": error, "reconstruction": error, "kl": 0.0}
 
 
-def test(model: nn.Module, x: Tensor, seed: int, batch_size: int) -> dict[str, float]:
+def test(model: Autoencoder, x: Tensor, seed: int, batch_size: int) -> dict[str, float]:
     """Figures on the test images: the losses, n, entropy floor, squared error per pixel; a VAE's active units."""
     figures = losses(model, x, seed, batch_size) | {"n": len(x), "entropy_floor": entropy_floor(x)}
     figures["mse"] = reconstruction_mse(model, x, batch_size=batch_size)
@@ -176,18 +176,20 @@ def test(model: nn.Module, x: Tensor, seed: int, batch_size: int) -> dict[str, f
     return figures
 
 
-def tested(experiment: Experiment, model: nn.Module, dataset: Dataset, x_test: Tensor, seed: int) -> dict[str, float]:
+def tested(experiment: Experiment, model: Autoencoder, dataset: Dataset, x_test: Tensor, seed: int) -> dict[str, float]:
     """The figures of `test`, and what is asked of this experiment alone.
 
     That is the error from corrupted images, an importance-sampled log p(x), or bits per dimension.
     """
     y_test = conditions(model, dataset.y_test)
-    given, size = (model, 1000) if y_test is None else (model.given(y_test), len(x_test))  # all beside their y
-    figures = test(given, x_test, seed, size)
+    if isinstance(model, ConditionalVAE) and y_test is not None:
+        figures = test(model.given(y_test), x_test, seed, len(x_test))  # all at once, each beside its y
+    else:
+        figures = test(model, x_test, seed, 1000)
     if experiment.corruption:
         noisy = unit_interval(corrupt(dataset.x_test, experiment.corruption, seed + 1))
         figures["mse_from_corrupted"] = reconstruction_mse(model, noisy, x_test)
-    if experiment.binarise:
+    if experiment.binarise and isinstance(model, VAE):
         figures |= importance_sampled(model, x_test, seed)
     if experiment.dequantise or experiment.model.get("likelihood") == "discretized_logistic":
         bits = bits_per_dimension(figures["loss"], x_test[0].numel(), experiment.dequantise)

@@ -6,7 +6,7 @@ Needs anywidget (`pip install "vae_core[widgets]"`); the JavaScript is `explorer
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakValueDictionary
 
 import anywidget
@@ -21,11 +21,14 @@ from vae_core.evaluation import kl_per_unit
 from vae_core.plots import PALETTE
 from vae_core.runtime import evaluation_mode, replacing
 
+if TYPE_CHECKING:
+    from vae_core.models import VAE, Autoencoder
+
 NAMES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
 FUNCTIONS = {"none": lambda y: y, "relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid}
 
 
-def export_decoder(model: nn.Module) -> tuple[dict[str, Any], bytes]:
+def export_decoder(model: "Autoencoder") -> tuple[dict[str, Any], bytes]:
     r"""A dense decoder as a small header and one float16 blob: for each layer W (outputs × inputs), then b.
 
     Batch norm is folded into the layer before it, by its running averages:
@@ -55,7 +58,7 @@ def export_decoder(model: nn.Module) -> tuple[dict[str, Any], bytes]:
             )
     activations = _with_output(model, layers, activations)
     sizes = [{"inputs": W.shape[1], "outputs": W.shape[0]} for W, _ in layers]
-    header = {"shape": list(model.input_shape)}
+    header: dict[str, Any] = {"shape": list(model.input_shape)}
     header["layers"] = [size | {"activation": name} for size, name in zip(sizes, activations, strict=True)]
     flat = torch.cat([part.flatten() for layer in layers for part in layer]).cpu().numpy()
     if np.abs(flat).max() > np.finfo(np.float16).max:
@@ -72,7 +75,7 @@ def _stack(decoder: nn.Module) -> list[nn.Module]:
 
 
 def _folded(W: Tensor, b: Tensor, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    if norm.running_var is None:
+    if norm.running_var is None or norm.running_mean is None:
         raise ValueError("the decoder's batch norm keeps no running averages; use latent_sliders")
     gamma = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight.detach()
     beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias.detach()
@@ -87,7 +90,7 @@ def _apply(layers: list[tuple[Tensor, Tensor]], activations: list[str], z: Tenso
 
 
 @torch.no_grad()
-def _with_output(model: nn.Module, layers: list[tuple[Tensor, Tensor]], activations: list[str]) -> list[str]:
+def _with_output(model: "Autoencoder", layers: list[tuple[Tensor, Tensor]], activations: list[str]) -> list[str]:
     """The activations with the last one such that they give `model.decode`; found by trying it."""
     W = layers[0][0]
     z = torch.randn(8, model.latent_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(W.device)
@@ -108,7 +111,7 @@ class DecoderWeights(ipywidgets.Widget):
     _kept: ClassVar[WeakValueDictionary[str, "DecoderWeights"]] = WeakValueDictionary()
 
     @classmethod
-    def of(cls, model: nn.Module) -> "DecoderWeights":
+    def of(cls, model: "Autoencoder") -> "DecoderWeights":
         """The weights of this model as they are now."""
         header, blob = export_decoder(model)
         digest = hashlib.sha256(repr(header).encode() + blob).hexdigest()
@@ -139,7 +142,7 @@ class EncodedImages:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: nn.Module, x: Tensor, y: Tensor, *, starts: int = 10, max_codes: int = 1000) -> "EncodedImages":
+    def of(cls, model: "VAE", x: Tensor, y: Tensor, *, starts: int = 10, max_codes: int = 1000) -> "EncodedImages":
         """Encode float images x (N, C, H, W) of classes y; the KL is over all of them, `max_codes` codes are kept."""
         y = torch.as_tensor(y)
         if len(y) and not 0 <= int(y.min()) <= int(y.max()) <= 255:
@@ -197,9 +200,10 @@ class LatentExplorer(anywidget.AnyWidget):
     images = traitlets.Bytes().tag(sync=True)
     palette = traitlets.List(list(PALETTE)).tag(sync=True)
 
-    def __init__(self, model: nn.Module, encoded: EncodedImages | None = None, *, extent: float = 3.0) -> None:
+    def __init__(self, model: "VAE", encoded: EncodedImages | None = None, *, extent: float = 3.0) -> None:
         if encoded is not None:
-            theirs, ours = (encoded.codes.shape[1], *encoded.images.shape[1:]), (model.latent_dim, *model.input_shape)
+            theirs = (encoded.codes.shape[1], *encoded.images.shape[1:])
+            ours = (model.latent_dim, *model.input_shape)
             if theirs != ours:
                 raise ValueError(f"encoded is of another model: (d, C, H, W) is {theirs}, and the model's is {ours}")
         fields = {} if encoded is None else encoded.traits()

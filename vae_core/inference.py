@@ -165,16 +165,17 @@ def annealed_importance_sampling(
     Raises ValueError unless all counts are positive. Source: Neal (2001) §2; for decoders, Wu et al. (2017).
     """
     _check_positive(num_samples=num_samples, temperatures=temperatures, leapfrog_steps=leapfrog_steps)
-    q, log_w = stop_gradient(q), 0.0
+    start = stop_gradient(q)
     with evaluation_mode(model), random_state(seed):
-        z = q.sample(torch.Size([num_samples]))
+        z = start.sample(torch.Size([num_samples]))
+        log_w = torch.zeros(z.shape[:-1], dtype=z.dtype, device=z.device)
         betas = torch.linspace(0, 1, temperatures + 1).tolist()
         for cooler, beta in pairwise(betas):
             with torch.no_grad():
                 log_p = model.prior.log_prob(z) + model.likelihood(z).log_prob(x)
-                log_w = log_w + (beta - cooler) * (log_p - q.log_prob(z))
+                log_w = log_w + (beta - cooler) * (log_p - start.log_prob(z))
             if beta < 1:
-                z = _hamiltonian_step(partial(_annealed, model, x, q, beta), z, q.stddev, leapfrog_steps, step_size)
+                z = _hamiltonian_step(partial(_annealed, model, x, start, beta), z, q.stddev, leapfrog_steps, step_size)
     return log_w
 
 

@@ -87,7 +87,7 @@ def learned_gaussian(output: Tensor, min_sigma: float = 0.0) -> Independent:
     return Independent(Normal(mean, sigma, validate_args=False), IMAGE_DIMS, validate_args=False)
 
 
-learned_gaussian.num_parameters = 2
+learned_gaussian.num_parameters = 2  # type: ignore[attr-defined]
 
 
 def discretized_logistic(output: Tensor, num_levels: int = 256) -> DiscretizedLogistic:
@@ -96,7 +96,7 @@ def discretized_logistic(output: Tensor, num_levels: int = 256) -> DiscretizedLo
     return DiscretizedLogistic(mean + 0.5, log_scale - 2.0, num_levels)
 
 
-discretized_logistic.num_parameters = 2
+discretized_logistic.num_parameters = 2  # type: ignore[attr-defined]
 
 
 def categorical(num_levels: int) -> Likelihood:
@@ -107,7 +107,7 @@ def categorical(num_levels: int) -> Likelihood:
     def likelihood(logits: Tensor) -> GreyLevels:
         return GreyLevels(logits)
 
-    likelihood.num_parameters = num_levels
+    likelihood.num_parameters = num_levels  # type: ignore[attr-defined]
     return likelihood
 
 

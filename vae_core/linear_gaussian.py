@@ -71,13 +71,18 @@ def with_signs(columns: Tensor) -> Tensor:
     return columns * largest.sign()
 
 
-def log_normal(p: int, log_det: Tensor, distance: Tensor) -> Tensor:
+def log_normal(p: int, log_det: Tensor, distance: Tensor | float) -> Tensor:
     """The log density of a Gaussian in p dimensions, nats, from log |Σ| and (x − μ)ᵀΣ⁻¹(x − μ)."""
     return -0.5 * (p * math.log(2 * math.pi) + log_det + distance)
 
 
 class LinearGaussian:
     """What PPCA and factor analysis share: everything once W = components_ᵀ and ψ are known."""
+
+    mean_: Tensor  # (p,)
+    components_: Tensor  # (d, p)
+    noise_variance_: Tensor  # () or (p,)
+    log_likelihoods_: list[float]  # after each step of EM, nats
 
     def __init__(self, n_components: int, tol: float = 1e-8, max_iter: int = 1000) -> None:
         self.n_components, self.tol, self.max_iter = n_components, tol, max_iter

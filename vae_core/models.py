@@ -118,7 +118,8 @@ class ConditionalVAE(VAE):
 
     def __init__(self, *arguments, condition_dim: int, blind: bool = False) -> None:
         super().__init__(*arguments)
-        self.condition_dim, self.blind, self.condition = condition_dim, blind, None
+        self.condition_dim, self.blind = condition_dim, blind
+        self.condition: Tensor | None = None
 
     def given(self, y: Tensor) -> "ConditionalVAE":
         """This model, with the same parameters, under the condition y. Raises ValueError for another size of y."""

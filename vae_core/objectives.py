@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_core.distributions import kl_divergence
+from vae_core.distributions import factors, kl_divergence
 
 
 class LatentVariableModel(Protocol):
@@ -127,7 +127,7 @@ def free_bits_terms(
     if not floor >= 0:
         raise ValueError(f"floor must not be negative, got {floor!r}")
     q, _, log_likelihood = _draw(model, x, num_samples)
-    per_unit = torch.distributions.kl_divergence(q.base_dist, model.prior.base_dist)  # (B, d)
+    per_unit = torch.distributions.kl_divergence(factors(q), factors(model.prior))  # (B, d)
     reconstruction = -log_likelihood.mean(0)
     value = -reconstruction - per_unit.mean(0).clamp_min(floor).sum()
     return value, {"reconstruction": reconstruction, "kl": per_unit.sum(-1)}

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Distribution
 from torch.nn.functional import logsigmoid, softplus
 
+Shape = torch.Size | list[int] | tuple[int, ...]
 IMAGE_DIMS = 3  # C, H, W: the event of every likelihood
 
 
@@ -41,7 +42,7 @@ class ContinuousBernoulli(Distribution):
         exact = -1 / torch.expm1(-self._safe) - 1 / self._safe
         return torch.where(self._small, 0.5 + self.logits / 12 - self.logits**3 / 720, exact)
 
-    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         """By the inverse of its distribution function, x = log(1 + u(e^ℓ − 1))/ℓ."""
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
@@ -97,7 +98,7 @@ class DiscretizedLogistic(_Levels):
         edges = (torch.arange(self.num_levels - 1, device=self.location.device) + 0.5) / (self.num_levels - 1)
         return torch.sigmoid((self.location[..., None] - edges) / self.scale[..., None]).mean(-1)
 
-    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         with torch.no_grad():
             u = torch.rand(
                 self._extended_shape(torch.Size(sample_shape)), device=self.scale.device, dtype=self.scale.dtype
@@ -128,5 +129,5 @@ class GreyLevels(_Levels):
         values = torch.linspace(0, 1, self.num_levels, dtype=self.base.probs.dtype, device=self.base.probs.device)
         return (self.base.probs * values).sum(-1)
 
-    def sample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: Shape = ()) -> Tensor:
         return self.base.sample(torch.Size(sample_shape)) / (self.num_levels - 1)

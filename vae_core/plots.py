@@ -74,7 +74,7 @@ def latent_scatter(z, y, ax: Axes | None = None) -> Axes:
     classes = np.unique(y)
     colours = ListedColormap(PALETTE)
     for k in classes:
-        ax.scatter(*z[y == k, :2].T, s=12, color=colours(int(k) % len(PALETTE)), label=str(k), linewidths=0)
+        ax.scatter(z[y == k, 0], z[y == k, 1], s=12, color=colours(int(k) % len(PALETTE)), label=str(k), linewidths=0)
     ax.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
     ax.legend(title="class", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, markerscale=2)
     return ax

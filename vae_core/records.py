@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -21,6 +21,9 @@ from vae_core import __version__
 from vae_core.catalogue import Experiment, find
 from vae_core.data import Dataset
 from vae_core.runtime import Runtime, replacing
+
+if TYPE_CHECKING:
+    from vae_core.models import Autoencoder
 
 LOSSES = ("loss", "reconstruction", "kl")  # nats per datum; the first is the sum of the others
 Record = dict[str, Any]
@@ -101,7 +104,7 @@ def save_weights(model: nn.Module, path: Path) -> str:
         return hashlib.sha256(part.read_bytes()).hexdigest()
 
 
-def load_trained(name: str, out: str | Path | None = None) -> nn.Module:
+def load_trained(name: str, out: str | Path | None = None) -> "Autoencoder":
     """The recorded model of an experiment, in evaluation mode.
 
     Raises ValueError for an unknown name or an experiment that keeps no weights; for a record that is not of a

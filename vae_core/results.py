@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vae_core.catalogue import find
 from vae_core.experiments import run
+from vae_core.models import Autoencoder
 from vae_core.records import Record, default_out, load_trained, read_record, record_path
 
 
@@ -34,7 +35,7 @@ def recorded_seeds(name: str) -> list[Record]:
     return [recorded(name, seed) for seed in find(name).seeds]
 
 
-def recorded_model(name: str) -> nn.Module:
+def recorded_model(name: str) -> Autoencoder:
     """The trained model that belongs to `recorded(name)`; errors as in `records.load_trained`."""
     if _full():
         recorded(name)

@@ -98,6 +98,12 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
 
 
+def device_of(model: object) -> torch.device:
+    """Where a model's parameters are; the CPU for a model without any."""
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: object) -> Iterator[None]:
     """Evaluation mode within, and each module's own mode again afterwards. What is no `nn.Module` is left alone."""

@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 from vae_core.catalogue import Experiment
 from vae_core.data import Dataset
 from vae_core.evaluation import corrupt
-from vae_core.models import VAE, ConditionalVAE
+from vae_core.models import VAE, Autoencoder, ConditionalVAE
 from vae_core.objectives import beta_elbo_terms, code_log_likelihood, elbo_terms, iwae_bound, linear_warm_up
 from vae_core.runtime import seed_everything, unit_interval
 
@@ -30,7 +30,7 @@ def prepare(experiment: Experiment, dataset: Dataset, seed: int) -> Dataset:
     return dataset
 
 
-def build(experiment: Experiment, seed: int) -> nn.Module:
+def build(experiment: Experiment, seed: int) -> Autoencoder:
     """The untrained model, initialised from `seed`."""
     seed_everything(seed)
     return experiment.network()
@@ -44,7 +44,7 @@ def objective_of(experiment: Experiment, model: nn.Module) -> tuple[Callable, Ca
         return conditional_elbo_terms, None
     if not isinstance(model, VAE):
         return code_log_likelihood, None
-    bound = elbo_terms if experiment.beta == 1 else partial(beta_elbo_terms, beta=experiment.beta)
+    bound: Callable = elbo_terms if experiment.beta == 1 else partial(beta_elbo_terms, beta=experiment.beta)
     if experiment.num_samples:
         bound = partial(iwae_bound, num_samples=experiment.num_samples)
     anew = torch.bernoulli if experiment.binarise and not experiment.binarise_once else None
@@ -63,14 +63,15 @@ def conditional_elbo_terms(model: ConditionalVAE, x: Tensor, y: Tensor) -> tuple
     return elbo_terms(model.given(y), x)
 
 
-def start_at_mean_image(model: VAE, x: Tensor) -> None:
+def start_at_mean_image(model: Autoencoder, x: Tensor) -> None:
     """Set the decoder's output bias so that it begins with the mean image: the logit of each pixel's mean.
 
     Without it the first epochs go into learning that the border is black. Source: Burda et al. (2016), their code.
     """
     mean = unit_interval(x).mean(0).flatten().clamp(1e-3, 1 - 1e-3)
+    *_, last = (module for module in model.decoder.modules() if isinstance(module, nn.Linear))
     with torch.no_grad():
-        model.decoder[-1].bias.copy_(torch.logit(mean))
+        last.bias.copy_(torch.logit(mean))
 
 
 def test_images(experiment: Experiment, dataset: Dataset, seed: int) -> Tensor:

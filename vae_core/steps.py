@@ -97,7 +97,9 @@ class GraphedStep(Step):
 
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
-        self.graph, self.index, self.sums, self.eager_steps = None, None, None, 0
+        self.eager_steps = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.index, self.sums = torch.empty(0), torch.empty(0)  # what the graph reads and writes
         for group in self.optimizer.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]), device=self.x.device)  # may change between replays
 
@@ -111,10 +113,9 @@ class GraphedStep(Step):
         if self.eager_steps < self.WARM_UP:
             self.eager_steps += 1
             return self._on_side_stream(index, part)
-        if self.graph is None:
-            self._capture(index, part)
+        graph = self.graph or self._capture(index, part)
         self.index.copy_(index)
-        self.graph.replay()
+        graph.replay()
         return self.sums.clone()
 
     def _on_side_stream(self, index: Tensor, part: float) -> Tensor:
@@ -125,11 +126,12 @@ class GraphedStep(Step):
         torch.cuda.current_stream().wait_stream(side)
         return sums
 
-    def _capture(self, index: Tensor, part: float) -> None:
+    def _capture(self, index: Tensor, part: float) -> torch.cuda.CUDAGraph:
         self.index, self.graph = index.clone(), torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.cuda.graph(self.graph):
             self.sums = self.descend(self.index, part)
+        return self.graph
 
 
 class _Evaluate(nn.Module):

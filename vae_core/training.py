@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from math import ceil, cos, inf, pi
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,14 +78,14 @@ def fit(
     FileExistsError if the checkpoint exists and `resume` is False, and NonFiniteLossError.
     Source: Chen Algorithm 1, listing A.2 (`train`); one cycle: Smith and Topin (2019).
     """
-    settings = dict(batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay)
+    settings: dict[str, Any] = dict(batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay)
     settings |= dict(betas=tuple(betas), reduction=reduction, schedule=schedule, seed=seed, n=len(x), identity=identity)
     settings |= dict(epochs=epochs) if anneal or schedule != "constant" else {}
     runtime = runtime or Runtime(next(model.parameters()).device)
     _check(epochs, settings | dict(y=y), model, runtime.world_size)
     unit_interval(x[:1])  # refuse a wrong dtype before anything moves
     x, model, on_cuda = x.to(runtime.device), model.to(runtime.device), runtime.device.type == "cuda"
-    rates = dict(lr=learning_rate, weight_decay=weight_decay, betas=tuple(betas))
+    rates: dict[str, Any] = dict(lr=learning_rate, weight_decay=weight_decay, betas=tuple(betas))
     optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=on_cuda, **rates)
     with runtime.process_group(), random_state(training_stream(seed)):
         history = _restore(checkpoint, model, optimizer, settings, epochs, resume)

@@ -82,7 +82,7 @@ def latent_grid(model: "VAE", extent: float = 3.0, n: int = 15, size: int = 448)
 
 def _redraw_on_change(controls: list, redraw: Callable[[], None]) -> None:
     """Draw now, and after changes: once for all that arrive within a pause, so that no old pictures queue up."""
-    waiting = []
+    waiting: list[asyncio.TimerHandle] = []
 
     def later(_change: dict) -> None:
         try:
