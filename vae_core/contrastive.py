@@ -106,8 +106,8 @@ def agreement(model: ContrastiveEncoder, x: Tensor, views: Views, temperature: f
     `views(x)` draws a view of each image from torch's random state, which `fit` seeds. Both go through the network
     in one batch, so that batch norm cannot tell them apart.
     """
-    codes = model.project(model.encode(torch.cat((views(x), views(x)))))
-    return nt_xent(*codes.chunk(2), temperature)
+    u, v = model.project(model.encode(torch.cat((views(x), views(x))))).chunk(2)
+    return nt_xent(u, v, temperature)
 
 
 def resampled(x: Tensor, matrices: Tensor, offsets: Tensor) -> Tensor:
