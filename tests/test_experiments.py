@@ -229,7 +229,8 @@ def assert_one_error(code: int, capsys, *words: object) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["digits-d3"], ["'digits-d3'", "digits-d2", "chen-mnist-d20"]),
+        (["digits-d3"], ["'digits-d3'", "digits-d2", "python -m vae_core list"]),
+        (["imagenet"], ["'imagenet'", "python -m vae_core list"]),
         (["digits-d2", "--seed", "-1"], ["seed", "-1"]),
         (["digits-d2", "--seed", str(2**32)], ["seed", str(2**32)]),
         (["digits-d2", "--epochs", "-1"], ["epochs", "-1"]),
@@ -548,3 +549,34 @@ def test_the_program_refuses_in_one_line_and_with_exit_code_1(tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"error: [^\n]*'nothing'[^\n]*\n", done.stderr)
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "run", "nothing"], ["run", "nothing", "--debug"]])
+def test_debug_shows_where_an_error_comes_from(arguments, tmp_path):
+    done = program(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" in done.stderr
+    assert "catalogue.py" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["run"], ["run", "digits-d2", "--epochs", "many"]])
+def test_a_command_line_that_cannot_be_read_ends_with_exit_code_2(arguments, tmp_path):
+    done = program(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: python -m vae_core" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_is_a_manual_that_names_every_command_and_exit_status(tmp_path):
+    done = program("--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for word in ("list", "data", "run", "reproduce", "table", "--resume", "torchrun", "130", "VAE_CORE_DATA"):
+        assert word in done.stdout, word
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    command = [sys.executable, "-m", "vae_core", "list"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()  # as `| true` does
+    assert (process.wait(60), process.stderr.read()) == (141, "")
+    process.stderr.close()

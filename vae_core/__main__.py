@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +12,40 @@ from vae_core import data, experiments
 from vae_core.catalogue import EXPERIMENTS, find
 from vae_core.records import LOSSES, RunInProgressError, default_out, read_record, record_path, spread, valid_records
 
+MANUAL = """\
+The experiments of the book: what they are, how they went, and how to make them again.
+
+    python -m vae_core list                                what there is, what it costs, what is recorded
+    python -m vae_core data mnist fashion-mnist            fetch data sets into data/, once
+    python -m vae_core run chen-mnist-d20 --epochs 2       train, test, and write a record
+    python -m vae_core run chen-mnist-d20 --resume         go on after an interruption, to the same bits
+    python -m vae_core reproduce --only 'chen-mnist-*'     all that have no valid record, cheapest first
+    python -m vae_core table                               printed figures beside those obtained
+    torchrun --nproc-per-node 2 -m vae_core run NAME       several processes train one model
+"""
+AFTERWARDS = """\
+`COMMAND --help` tells a command's options. Records go to book/results/ (--out), data to data/ (--data-root or the
+variable VAE_CORE_DATA). Results stand on stdout; errors, one sentence each, and the progress bar (on a terminal only)
+on stderr. Exit status: 0 done, 1 an error that the sentence names, 2 a command line that cannot be read,
+130 interrupted.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 1 with one sentence on stderr for bad input, 130 if interrupted."""
+    """Run one command; 0 on success, 1 with one sentence on stderr for bad input, 130 if interrupted.
+
+    With `--debug` an error's traceback is shown instead of its sentence alone.
+    """
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` say, has gone; what is still buffered must not complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError, ArithmeticError) as error:
+        if options.debug:
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -27,12 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vae_core", description="The experiments of the book.")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m vae_core", description=MANUAL, epilog=AFTERWARDS, formatter_class=form
+    )
+    parser.add_argument("--debug", action="store_true", help="show an error's traceback")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    root, out, device = _shared_options()
+    root, out, device, debug = _shared_options()
 
     def command(name: str, function: Callable, parents: list, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, parents=parents, help=text)
+        added = commands.add_parser(name, parents=[*parents, debug], help=text, description=text)
         added.set_defaults(command=function)
         return added
 
@@ -51,11 +83,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _shared_options() -> list[argparse.ArgumentParser]:
-    root, out, device = shared = [argparse.ArgumentParser(add_help=False) for _ in range(3)]
+    root, out, device, debug = shared = [argparse.ArgumentParser(add_help=False) for _ in range(4)]
     root.add_argument("--data-root", type=Path, metavar="DIR", help="where data sets are kept (VAE_CORE_DATA, data/)")
     out.add_argument("--out", type=Path, metavar="DIR", default=default_out(), help="where records lie")
     device.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    debug.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show an error's traceback")
     return shared
+
+
+def _bar() -> bool:
+    """Whether to show a progress bar: not where stderr goes into a file or a pipe."""
+    return sys.stderr.isatty()
 
 
 def _print_rows(rows: Sequence[tuple[str, ...]]) -> None:
@@ -91,7 +129,9 @@ def _reproduce(options: argparse.Namespace) -> None:
         if read_record(experiment, seed, options.out):
             continue  # another process made it meanwhile
         print(f"[{k}/{len(todo)}] {experiment.name}, seed {seed}", flush=True)
-        run = dict(seed=seed, device=options.device, data_root=options.data_root, out=options.out, resume=True)
+        run = dict(
+            seed=seed, device=options.device, data_root=options.data_root, out=options.out, resume=True, progress=_bar()
+        )
         try:
             record, _ = experiments.run(experiment.name, **run)
         except RunInProgressError:
@@ -135,6 +175,7 @@ def _run(options: argparse.Namespace) -> None:
     record, path = experiments.run(
         options.name, epochs=options.epochs, seed=options.seed, device=options.device,
         data_root=options.data_root, out=options.out, resume=options.resume, together=True,
+        progress=_bar(),
     )  # fmt: skip
     if "test" not in record:
         return  # not the first of several processes: that one tells

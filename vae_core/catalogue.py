@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -229,7 +230,9 @@ EXPERIMENTS = {
 
 
 def find(name: str) -> Experiment:
-    """The experiment of that name; ValueError names the known ones."""
+    """The experiment of that name. ValueError for an unknown one names those that are spelt most like it."""
     if name not in EXPERIMENTS:
-        raise ValueError(f"unknown experiment {name!r}; known: {', '.join(EXPERIMENTS)}")
+        near = ", ".join(get_close_matches(str(name), EXPERIMENTS))
+        perhaps = f"perhaps {near}? " if near else ""
+        raise ValueError(f"unknown experiment {name!r}; {perhaps}`python -m vae_core list` shows all")
     return EXPERIMENTS[name]
