@@ -50,8 +50,9 @@ def gaussian(mean: Tensor, sigma: float | Tensor = 1.0) -> Independent:
     A log-density in nats, which may be positive for small σ. Raises ValueError unless σ > 0.
     Source: lecture notes (8), (31); Saleh (16).
     """
-    if not (sigma > 0 if isinstance(sigma, float | int) else bool((sigma > 0).all())):
-        raise ValueError(f"sigma must be positive, got {sigma}")
+    least = float(torch.as_tensor(sigma).min())
+    if not least > 0:
+        raise ValueError(f"sigma must be positive, got {least:g}")
     sigma = torch.as_tensor(sigma, dtype=mean.dtype, device=mean.device)
     return Independent(Normal(mean, sigma.expand_as(mean), validate_args=False), IMAGE_DIMS, validate_args=False)
 

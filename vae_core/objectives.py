@@ -85,9 +85,12 @@ def beta_elbo_terms(
 
     .. math:: \mathcal L_\beta(x) = \mathbb E_{q(z|x)}[\log p(x|z)] - \beta\,\mathrm{KL}(q(z|x)\,\|\,p(z))
 
-    For β ≥ 1 it is a lower bound on log p(x), for β < 1 it is none. Errors as in `elbo`.
+    For β ≥ 1 it is a lower bound on log p(x), for β < 1 it is none. Errors as in `elbo`; ValueError for a negative
+    number as β (a tensor, which `training.fit` anneals, is not looked at).
     Source: Higgins et al. (2017); with a rising β, Bowman et al. (2016).
     """
+    if not isinstance(beta, Tensor) and not beta >= 0:
+        raise ValueError(f"beta must not be negative, got {beta!r}")
     _, terms = elbo_terms(model, x, num_samples, kl)
     return -terms["reconstruction"] - beta * terms["kl"], terms
 
