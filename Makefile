@@ -3,6 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
+# Whether the advisory service answers: it knows of a hole in an old release.
+define KNOWN_HOLE
+import json, urllib.request
+page = urllib.request.urlopen("https://pypi.org/pypi/jinja2/2.4.1/json", timeout=5)
+assert json.load(page)["vulnerabilities"]
+endef
+export KNOWN_HOLE
+
 .PHONY: help book test lint lab notebooks reproduce bench venv clean
 help:
 	@echo "make book       execute the notebooks (cached) and build the HTML"
@@ -10,7 +18,7 @@ help:
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make notebooks  run all notebooks anew and write their outputs back"
 	@echo "make reproduce  run every experiment that has no valid record (hours; resumable)"
-	@echo "make lint       style, formatting and types"
+	@echo "make lint       style, formatting, types, known holes in dependencies"
 	@echo "make bench      our training loop against others and the machine's limit, and the explorer"
 	@echo "make clean      remove what was built (not .venv, not data)"
 
@@ -34,6 +42,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if $(BIN)/python -c "$$KNOWN_HOLE" 2>/dev/null; then $(BIN)/pip-audit --skip-editable --progress-spinner off; \
+	else echo "The advisory service does not answer: dependencies were not audited."; fi
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ip=127.0.0.1 notebooks/00_start_here.ipynb
@@ -47,6 +57,8 @@ reproduce: $(READY)
 	$(BIN)/python book/explorer_codes.py
 	$(BIN)/python book/measurements.py
 	$(BIN)/python book/factors.py
+	$(BIN)/python book/bounds.py
+	$(BIN)/python book/representations.py
 
 bench: $(READY)
 	@$(BIN)/python tests/benchmark.py
