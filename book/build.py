@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import claims
+import ledger_index
 import performance
 import reproduction
 import yaml
@@ -39,6 +40,7 @@ def config(execute: bool) -> dict:
     """`_config.yml` with this build's way of execution."""
     settings = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())
     settings["execute"]["execute_notebooks"] = "cache" if execute else "off"
+    settings["sphinx"]["local_extensions"] = {"docstrings": str(ROOT / "book")}  # book/docstrings.py
     if execute:
         cache = CACHES / code_digest()
         for stale in [old for old in CACHES.glob("*") if old != cache]:
@@ -52,6 +54,7 @@ def html(execute: bool, out: Path) -> int:
     reproduction.write()
     performance.write()
     claims.write()
+    ledger_index.write()
     with tempfile.TemporaryDirectory() as folder:
         config_path = Path(folder) / "_config.yml"
         config_path.write_text(yaml.safe_dump(config(execute)))

@@ -17,7 +17,7 @@ TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
 NUMBERED = [page for page in CHAPTERS if page.split("/")[1][0].isdigit()]  # the others are explorers
-MATHS = [*NUMBERED, "book/notation"]
+MATHS = [*NUMBERED, "book/notation", "book/identities", "book/api"]
 
 
 def widgets(page: str) -> list[str | None]:

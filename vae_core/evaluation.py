@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 from vae_core.distributions import diagonal_normal, factors
 from vae_core.inference import WithPosterior, log_mean_exp, refine
-from vae_core.objectives import Autoencoder, LatentVariableModel, code_log_likelihood, elbo_terms, log_weights
+from vae_core.objectives import Codec, LatentVariableModel, code_log_likelihood, elbo_terms, log_weights
 from vae_core.probes import linear_probe as linear_probe
 from vae_core.probes import neighbour_accuracy as neighbour_accuracy
 from vae_core.probes import sharpness as sharpness
@@ -43,7 +43,7 @@ def evaluate(
     return {"loss": means["reconstruction"] + means["kl"], **means, "n": len(x)}
 
 
-def reconstruction_at_code(model: Autoencoder, x: Tensor, batch_size: int = 1000) -> float:
+def reconstruction_at_code(model: Codec, x: Tensor, batch_size: int = 1000) -> float:
     r"""The mean of −log p(x|z) at the code z = f(x) itself, nats per datum: an auto-encoder's test loss.
 
     For a VAE, whose code is the mean of q, it is lower than its reconstruction error and part of no bound.
@@ -52,7 +52,7 @@ def reconstruction_at_code(model: Autoencoder, x: Tensor, batch_size: int = 1000
     return _mean_terms(model, x, lambda batch: code_log_likelihood(model, batch)[1], batch_size)["reconstruction"]
 
 
-def reconstruction_mse(model: Autoencoder, x: Tensor, target: Tensor | None = None, batch_size: int = 1000) -> float:
+def reconstruction_mse(model: Codec, x: Tensor, target: Tensor | None = None, batch_size: int = 1000) -> float:
     r"""The mean squared error per pixel of the reconstructions of x, against x itself or a `target`.
 
     .. math:: \frac1{ND}\sum_n\|\hat x(x_n)-t_n\|^2

@@ -180,5 +180,6 @@ def random_start(p: int, d: int) -> Tensor:
 
 
 def warn_not_converged(name: str, max_iter: int) -> None:
+    """A ConvergenceWarning, in the name of the model, for the caller of its `fit`."""
     text = f"{name} stopped after max_iter={max_iter} steps of EM before tol was reached; raise one of the two"
     warnings.warn(text, ConvergenceWarning, stacklevel=4)

@@ -25,7 +25,7 @@ class LatentVariableModel(Protocol):
     def likelihood(self, z: Tensor) -> Distribution: ...  # p(x|z), batch (K, B)
 
 
-class Autoencoder(Protocol):
+class Codec(Protocol):
     """What a code and its decoding need of a model."""
 
     def encode(self, x: Tensor) -> Tensor: ...  # z (B, d)
@@ -147,7 +147,7 @@ def iwae_bound(model: LatentVariableModel, x: Tensor, num_samples: int) -> Tenso
     return log_weights(model, x, num_samples).logsumexp(0) - log(num_samples)
 
 
-def code_log_likelihood(model: Autoencoder, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def code_log_likelihood(model: Codec, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     r"""What a deterministic auto-encoder maximises, and its one term: both (B,), nats. No bound on log p(x).
 
     .. math:: \log p(x\,|\,z = f(x)), \qquad \text{reconstruction} = -\log p(x\,|\,z = f(x))
