@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
+from axe_playwright_python.sync_playwright import Axe
 
 ROOT = Path(__file__).resolve().parent.parent
 TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
@@ -135,7 +137,28 @@ def test_a_page_opens_without_a_network_and_without_complaint(browser, html, ser
 @pytest.mark.parametrize("page", PAGES)
 def test_nothing_sticks_out_of_a_phone(browser, served, page):
     with Visit(browser, f"{served}/{page}.html", viewport={"width": 390, "height": 844}) as visit:
-        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+        for width in (390, 320):
+            visit.page.set_viewport_size({"width": width, "height": 844})
+            assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_accessible(browser, served, page, scheme):
+    """By axe-core's rules, in the browser: nothing that it calls serious or critical."""
+    with Visit(browser, f"{served}/{page}.html", color_scheme=scheme) as visit:
+        found = Axe().run(visit.page, options={"resultTypes": ["violations"]}).response["violations"]
+        serious = [fault for fault in found if fault["impact"] in ("serious", "critical")]
+        assert [(fault["id"], [node["html"][:200] for node in fault["nodes"][:5]]) for fault in serious] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_headings_come_in_order(html, page):
+    """One of the first level, and none is more than one level below the one before it."""
+    article = re.search(r"<article.*?</article>", (html / f"{page}.html").read_text(), re.DOTALL)[0]
+    levels = [int(level) for level in re.findall(r"<h([1-6])\b", article)]
+    assert levels.count(1) == 1
+    assert all(below <= above + 1 for above, below in pairwise(levels))
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
@@ -160,7 +183,12 @@ def test_the_page_follows_the_readers_colour_scheme(browser, served, scheme):
 
 
 @pytest.mark.parametrize(
-    ("words", "page"), [("reparameterization", "notebooks/08_the_vae"), ("entropy floor", "book/notation")]
+    ("words", "page"),
+    [
+        ("reparameterization", "notebooks/08_the_vae"),
+        ("entropy floor", "book/notation"),
+        ("posterior collapse", "notebooks/15_beta_and_collapse"),
+    ],
 )
 def test_search_finds(browser, served, words, page):
     with Visit(browser, f"{served}/search.html?q={words.replace(' ', '+')}") as visit:
