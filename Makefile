@@ -11,9 +11,11 @@ assert json.load(page)["vulnerabilities"]
 endef
 export KNOWN_HOLE
 
-.PHONY: help book test lint lab notebooks reproduce bench venv clean
+.PHONY: help book pdf linkcheck test lint lab notebooks reproduce bench venv clean
 help:
 	@echo "make book       execute the notebooks (cached) and build the HTML"
+	@echo "make pdf        one PDF of the book, through Chromium"
+	@echo "make linkcheck  whether every external link of the book answers"
 	@echo "make test       unit tests, notebooks as regression tests, the built pages in a browser"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make notebooks  run all notebooks anew and write their outputs back"
@@ -34,6 +36,12 @@ $(READY): requirements.txt pyproject.toml
 
 book: $(READY)
 	@$(BIN)/python book/build.py html --execute
+
+pdf: book
+	@$(BIN)/python book/pdf.py
+
+linkcheck: $(READY)
+	@$(BIN)/python book/build.py linkcheck
 
 test: $(READY)
 	@$(BIN)/python -m pytest -q -n 2 --dist loadscope

@@ -2,6 +2,7 @@
 
     python book/build.py html [--execute] [--out DIR]   the HTML, below DIR/_build (default: book)
     python book/build.py notebooks                      run every notebook, write its outputs back
+    python book/build.py linkcheck                      ask every external link of the pages whether it answers
 
 Without `--execute` the pages show the outputs that are committed in the notebooks; the tests build that
 way, since nbval has just shown that these are what the notebooks give. With it, the notebooks run, and
@@ -50,25 +51,36 @@ def config(execute: bool) -> dict:
 
 
 def html(execute: bool, out: Path) -> int:
-    """Run jupyter-book; its exit code. Says at the end which file to open."""
-    reproduction.write()
-    performance.write()
-    claims.write()
-    ledger_index.write()
-    with tempfile.TemporaryDirectory() as folder:
-        config_path = Path(folder) / "_config.yml"
-        config_path.write_text(yaml.safe_dump(config(execute)))
-        program = Path(sys.executable).with_name("jupyter-book")
-        toc = ROOT / "book" / "_toc.yml"
-        command = [str(program), "build", str(ROOT), "--config", str(config_path), "--toc", str(toc)]
-        command += ["--path-output", str(out), "--warningiserror", "--keep-going"]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    """Build the pages; jupyter-book's exit code. Says at the end which file to open."""
+    result = jupyter_book(execute, out, "--warningiserror", "--keep-going")
     if result.returncode:
         shutil.rmtree(out / "_build" / ".doctrees", ignore_errors=True)  # or the next build would not warn again
         print(result.stderr or result.stdout, "The book did not build; the warnings above say why.", sep="\n")
     else:
         print(f"The book is built. Open {os.path.relpath(out / '_build' / 'html' / 'index.html')}")
     return result.returncode
+
+
+def linkcheck(out: Path) -> int:
+    """Ask every external link; 1 if one does not answer. Needs a network."""
+    jupyter_book(False, out, "--builder", "linkcheck")
+    answers = (out / "_build" / "linkcheck" / "output.txt").read_text()
+    print(answers or "Every external link answers.")
+    return int("[broken]" in answers)
+
+
+def jupyter_book(execute: bool, out: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Write the generated pages, then run jupyter-book."""
+    for page in (reproduction, performance, claims, ledger_index):
+        page.write()
+    with tempfile.TemporaryDirectory() as folder:
+        config_path = Path(folder) / "_config.yml"
+        config_path.write_text(yaml.safe_dump(config(execute)))
+        program = Path(sys.executable).with_name("jupyter-book")
+        toc = ROOT / "book" / "_toc.yml"
+        command = [str(program), "build", str(ROOT), "--config", str(config_path), "--toc", str(toc)]
+        command += ["--path-output", str(out), *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def notebooks() -> int:
@@ -97,10 +109,13 @@ def main() -> int:
     build.add_argument("--execute", action="store_true", help="run the notebooks (cached)")
     build.add_argument("--out", type=Path, default=ROOT / "book", help="pages go to OUT/_build/html")
     commands.add_parser("notebooks")
+    commands.add_parser("linkcheck")
     options = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"  # a progress bar is never the same twice
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # digits are too small to share; threads would only wait
-    return notebooks() if options.command == "notebooks" else html(options.execute, options.out.resolve())
+    if options.command == "html":
+        return html(options.execute, options.out.resolve())
+    return notebooks() if options.command == "notebooks" else linkcheck(ROOT / "book")
 
 
 if __name__ == "__main__":
