@@ -13,9 +13,11 @@ Where things are (a file imports only from files above it):
 `networks`           bare maps: `mlp`, `conv_encoder`, `conv_decoder`
 `models`             `VAE` and `Autoencoder`; `mlp_vae`, `conv_vae`, `mlp_autoencoder` build them
 `objectives`         `elbo`, `iwae_bound`, `log_weights`: one value per datum, nats, maximised
+`contrastive`        codes that agree on two views of an image: `nt_xent`, `info_nce`, views
 `inference`          q datum by datum, variational EM, annealed importance sampling
 `training`           `fit`: the one training loop; its parts are `steps` and `checkpoints`
 `evaluation`         figures on held-out data: losses, log p(x), gaps, active units, robustness
+`probes`             what a code is good for: `linear_probe`, `neighbour_accuracy`
 `widgets`            sliders for notebooks, decoded by the kernel: any decoder
 `explorer`           the latent explorer, decoded in the reader's browser: dense decoders
 `flipbook`           sliders over pictures drawn beforehand: anything, with no kernel
@@ -23,6 +25,7 @@ Where things are (a file imports only from files above it):
 `catalogue`          the named experiments: what each trains, on what
 `records`            what a run leaves behind: records and weights
 `experiments`        running the named experiments
+`results`            recorded results as the chapters load them
 ===================  ==================================================================
 
 Import what you use from its file: ``from vae_core.objectives import elbo``.

@@ -49,7 +49,7 @@ def measured(name: str) -> tuple[dict, dict[str, Tensor], str]:
     """
     path = default_out() / f"measured-{name}.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there; `python book/measurements.py {name}` makes it")
+        raise FileNotFoundError(f"{path} is not there; `make reproduce` makes it")
     record = json.loads(path.read_text())
     return record["figures"], load_file(path.with_suffix(".safetensors")), f"{record['command']} ({record['device']})"
 
