@@ -65,6 +65,7 @@ reproduce: $(READY)
 	$(BIN)/python book/explorer_codes.py
 	$(BIN)/python book/measurements.py
 	$(BIN)/python book/factors.py
+	for k in 5 50; do test -f book/results/iwae-mnist-k$$k.safetensors || $(BIN)/python -m vae_core run iwae-mnist-k$$k; done
 	$(BIN)/python book/bounds.py
 	$(BIN)/python book/representations.py
 

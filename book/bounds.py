@@ -8,6 +8,9 @@ For each recorded model iwae-mnist-k1, -k5, -k50 (seed 0), on the first test ima
 `annealed`  log p(x) by annealed importance sampling that begins at the prior, or at the encoder's q with its widths a
             fifth larger, beside the bound with 5000 draws.
 
+The weights for K = 5 and 50 are not in the repository, which is to stay small: `python -m vae_core run iwae-mnist-k5`
+makes them (`make reproduce` does).
+
 `starts` are the losses of short runs with K = 1 that begin at the mean image, and that do not. It writes
 `measured-bounds.json` and `measured-bounds.safetensors` (the values of each image, nats).
 """

@@ -61,5 +61,5 @@ def test_a_measurement_comes_with_its_command():
 
 
 def test_a_missing_measurement_is_named_with_its_command(folder):
-    with pytest.raises(FileNotFoundError, match=r"python book/measurements\.py moons"):
+    with pytest.raises(FileNotFoundError, match=r"measured-moons\.json.*make reproduce"):
         measured("moons")

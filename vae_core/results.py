@@ -43,7 +43,7 @@ def recorded_model(name: str) -> Autoencoder:
 
 
 def measured(name: str) -> tuple[dict, dict[str, Tensor], str]:
-    """What `book/measurements.py NAME` wrote down: figures, tensors, and the command with its device.
+    """What a script in book/ measured (`make reproduce` runs them all): figures, tensors, its command and device.
 
     Raises FileNotFoundError, naming the command, where there is no such measurement.
     """
