@@ -1,0 +1,143 @@
+"""Change formulas and see whether a test notices: `make mutants`, or `python tests/mutation.py [MODULE…] [--each N]`.
+
+A mutant is one module with one change: a sign, an operator, a constant, a mean for a sum, a logarithm or a detach left
+out. The module's tests run against it; a mutant that passes them all has survived, and is printed with its line.
+Exit status 1 if fewer than 95 % are killed. Each mutant has a forked process of its own, in which torch is loaded.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib.abc
+import importlib.util
+import io
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = {  # the tests that are about the module
+    "distributions": ["test_distributions", "test_05_gaussian_kl"],
+    "objectives": ["test_objectives", "test_importance", "test_schedules", "test_04_the_elbo"],
+    "linear": ["test_linear", "test_linear_bounds"],
+    "linear_gaussian": ["test_linear", "test_linear_bounds", "test_linear_refusals"],
+    "gradients": ["test_gradients", "test_gradient_variances"],
+    "evaluation": ["test_evaluation", "test_importance", "test_inference_gap", "test_bad_input"],
+    "likelihoods": ["test_likelihoods", "test_models"],
+    "contrastive": ["test_contrastive"],
+}
+OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
+METHODS = {"mean": "sum", "sum": "mean", "logsumexp": "amax", "log_softmax": "softmax", "std": "var", "var": "std"}
+LEFT_OUT = {"log", "exp", "sqrt", "square", "detach", "abs"}  # x.log() becomes x
+LIMIT = 300  # seconds for one mutant; one that hangs is noticed
+
+
+def changes(node: ast.AST) -> Iterator[ast.AST]:
+    """What may stand in the place of one node of a formula."""
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        yield ast.BinOp(node.left, OPERATORS[type(node.op)](), node.right)
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        yield node.operand
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        yield ast.Constant(node.value + 1)
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        name = node.func.attr
+        if name in METHODS:
+            yield ast.Call(ast.Attribute(node.func.value, METHODS[name], ast.Load()), node.args, node.keywords)
+        if name in LEFT_OUT and not node.args:
+            yield node.func.value
+
+
+def mutants(source: str) -> list[tuple[int, str, str, str]]:
+    """(line, what stood there, what stands there now, the whole source) for each possible change within functions."""
+    tree, found = ast.parse(source), []
+    inside = [node for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for s in f.body for node in ast.walk(s)]
+    raised = {id(n) for s in ast.walk(tree) if isinstance(s, ast.Raise | ast.JoinedStr) for n in ast.walk(s)}
+    for node in dict.fromkeys(inside):
+        for new in changes(node) if id(node) not in raised else ():
+            replaced = Replace(node, new).visit(deepcopy_around(tree, node))
+            code = ast.unparse(ast.fix_missing_locations(replaced))
+            found.append((node.lineno, ast.unparse(node), ast.unparse(ast.fix_missing_locations(new)), code))
+    return found
+
+
+def deepcopy_around(tree: ast.AST, node: ast.AST) -> ast.AST:
+    """A copy of the tree that still holds this very node, so that it can be found."""
+    return deepcopy(tree, {id(node): node})
+
+
+class Replace(ast.NodeTransformer):
+    """Puts one node in the place of another."""
+
+    def __init__(self, old: ast.AST, new: ast.AST) -> None:
+        self.old, self.new = old, new
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        return self.new if node is self.old else self.generic_visit(node)
+
+
+class Overlay(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports one module from a text instead of its file."""
+
+    def __init__(self, name: str, code: str) -> None:
+        self.name, self.code = name, code
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name == self.name else None
+
+    def exec_module(self, module) -> None:
+        module.__file__ = str(ROOT / "vae_core" / f"{self.name.rpartition('.')[2]}.py")
+        exec(compile(self.code, module.__file__, "exec"), module.__dict__)
+
+
+def survives(module: str, code: str) -> bool:
+    """Whether the module's tests pass with this text in its place."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(LIMIT)
+        sys.meta_path.insert(0, Overlay(f"vae_core.{module}", code))
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            import pytest
+
+            files = [str(ROOT / "tests" / f"{name}.py") for name in TESTS[module]]
+            result = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:nbval", "-o", "addopts=", *files])
+        os._exit(int(result))
+    return os.waitpid(child, 0)[1] == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="*", default=list(TESTS), choices=[*TESTS, []], metavar="MODULE")
+    parser.add_argument("--each", type=int, default=40, help="mutants of each module, chosen at random; 0 for all")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "book"), str(ROOT)]
+    import scipy.stats  # noqa: F401  (what is loaded here need not be loaded for each mutant)
+    import torch  # noqa: F401
+
+    whole, alive = 0, []
+    for module in options.modules:
+        source = (ROOT / "vae_core" / f"{module}.py").read_text()
+        if not survives(module, source):
+            print(f"{module}: its tests fail without a change; mend that first", file=sys.stderr)
+            return 2
+        found, start = mutants(source), time.perf_counter()
+        chosen = random.Random(options.seed).sample(found, min(options.each or len(found), len(found)))
+        left = [(module, *m[:3]) for m in sorted(chosen) if survives(module, m[3])]
+        print(f"{module}: {len(chosen) - len(left)} of {len(chosen)} killed (of {len(found)} possible), "
+              f"{time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+        for _, line, old, new in left:
+            print(f"    line {line}: {old}  ->  {new}", flush=True)
+        whole, alive = whole + len(chosen), alive + left
+    print(f"{whole - len(alive)} of {whole} mutants killed, {1 - len(alive) / whole:.1%}")
+    return int(len(alive) > 0.05 * whole)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
