@@ -57,8 +57,21 @@ def html(execute: bool, out: Path) -> int:
         shutil.rmtree(out / "_build" / ".doctrees", ignore_errors=True)  # or the next build would not warn again
         print(result.stderr or result.stdout, "The book did not build; the warnings above say why.", sep="\n")
     else:
+        mend(out / "_build" / "html")
         print(f"The book is built. Open {os.path.relpath(out / '_build' / 'html' / 'index.html')}")
     return result.returncode
+
+
+def mend(pages: Path) -> None:
+    """What screen readers and keyboards need and Sphinx leaves out: tables that scroll can be reached."""
+    for page in pages.glob("*/*.html"):
+        text = page.read_text()
+        mended = text.replace(
+            'class="pst-scrollable-table-container"', 'class="pst-scrollable-table-container" tabindex="0"'
+        )
+        mended = mended.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+        if mended != text:
+            page.write_text(mended)
 
 
 def linkcheck(out: Path) -> int:

@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from copy import deepcopy
@@ -81,18 +82,14 @@ class Replace(ast.NodeTransformer):
         return self.new if node is self.old else self.generic_visit(node)
 
 
-class Overlay(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module from a text instead of its file."""
+class Overlay(importlib.abc.MetaPathFinder):
+    """Imports one module from another file than its own."""
 
-    def __init__(self, name: str, code: str) -> None:
-        self.name, self.code = name, code
+    def __init__(self, name: str, file: Path) -> None:
+        self.name, self.file = name, file
 
     def find_spec(self, name, path=None, target=None):
-        return importlib.util.spec_from_loader(name, self) if name == self.name else None
-
-    def exec_module(self, module) -> None:
-        module.__file__ = str(ROOT / "vae_core" / f"{self.name.rpartition('.')[2]}.py")
-        exec(compile(self.code, module.__file__, "exec"), module.__dict__)
+        return importlib.util.spec_from_file_location(name, self.file) if name == self.name else None
 
 
 def survives(module: str, code: str) -> bool:
@@ -100,7 +97,9 @@ def survives(module: str, code: str) -> bool:
     child = os.fork()
     if child == 0:
         signal.alarm(LIMIT)
-        sys.meta_path.insert(0, Overlay(f"vae_core.{module}", code))
+        file = Path(tempfile.mkdtemp(prefix="mutant-")) / f"{module}.py"
+        file.write_text(code)
+        sys.meta_path.insert(0, Overlay(f"vae_core.{module}", file))
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             import pytest
 

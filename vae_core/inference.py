@@ -175,7 +175,8 @@ def annealed_importance_sampling(
                 log_p = model.prior.log_prob(z) + model.likelihood(z).log_prob(x)
                 log_w = log_w + (beta - cooler) * (log_p - start.log_prob(z))
             if beta < 1:
-                z = _hamiltonian_step(partial(_annealed, model, x, start, beta), z, q.stddev, leapfrog_steps, step_size)
+                log_density = partial(_annealed, model, x, start, beta)
+                z = _hamiltonian_step(log_density, z, start.stddev, leapfrog_steps, step_size)
     return log_w
 
 
