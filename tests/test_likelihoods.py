@@ -215,3 +215,10 @@ def test_a_width_that_is_not_positive_is_refused(make, value):
 def test_fewer_than_two_levels_are_refused(num_levels):
     with pytest.raises(ValueError, match="num_levels must be an integer of at least 2"):
         categorical(num_levels)
+
+
+def test_a_discretized_logistic_starts_in_the_middle_with_a_scale_of_an_eighth_or_so():
+    """An output of zeros, as an untrained decoder gives: mean one half, scale exp(−2)."""
+    law = likelihoods.discretized_logistic(torch.zeros(2, 1, 2, 2), 17)
+    assert torch.equal(law.location, torch.full((1, 2, 2), 0.5))
+    assert torch.allclose(law.scale, torch.full((1, 2, 2), torch.e**-2))

@@ -74,3 +74,13 @@ def test_below_the_floor_nothing_pulls_a_unit_to_the_prior(model):
 def test_a_negative_floor_is_refused(model, floor):
     with pytest.raises(ValueError, match="floor must not be negative"):
         free_bits_terms(model, torch.rand(2, *SHAPE), floor)
+
+
+def test_free_bits_average_over_draws_as_the_elbo_does():
+    model, x = mlp_vae((1, 4, 4), 2, hidden=(5,), batch_norm=False), torch.rand(6, 1, 4, 4)
+    torch.manual_seed(3)
+    _, with_floor = free_bits_terms(model, x, 0.1, num_samples=4)
+    torch.manual_seed(3)
+    _, plain = elbo_terms(model, x, num_samples=4)
+    assert torch.allclose(with_floor["reconstruction"], plain["reconstruction"])
+    assert torch.allclose(with_floor["kl"], plain["kl"])
