@@ -22,17 +22,15 @@ from math import log
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vae_core.catalogue import find
 from vae_core.data import Dataset, load
 from vae_core.distributions import diagonal_normal
-from vae_core.evaluation import evaluate, inference_gap
+from vae_core.evaluation import evaluate, inference_gap, many_log_weights
 from vae_core.inference import annealed_importance_sampling, log_mean_exp
-from vae_core.objectives import log_weights
-from vae_core.records import commit, default_out, load_trained, versions, write_record
-from vae_core.runtime import Runtime, evaluation_mode, random_state, replacing
+from vae_core.records import default_out, load_trained, made_by, write_record
+from vae_core.runtime import Runtime, evaluation_mode, random_state, save_tensors
 from vae_core.setups import build, objective_of, start_at_mean_image, test_images
 from vae_core.training import fit
 
@@ -52,10 +50,8 @@ Figures, Tensors = dict, dict[str, Tensor]
 @torch.no_grad()
 def pool(model: nn.Module, x: Tensor, count: int, seed: int = 0, images: int = 50, at_once: int = 100) -> Tensor:
     """`count` log weights of each image, (count, N), float64, a portion of draws and images at a time."""
-    shares = [min(at_once, count - done) for done in range(0, count, at_once)]
     with evaluation_mode(model), random_state(seed):
-        columns = [torch.cat([log_weights(model, part, k).double() for k in shares]) for part in x.split(images)]
-    return torch.cat(columns, 1)
+        return torch.cat([many_log_weights(model, part, count, at_once) for part in x.split(images)], 1)
 
 
 def bound_of(log_w: Tensor, k: int) -> Tensor:
@@ -121,16 +117,19 @@ def annealed(model: nn.Module, x: Tensor, sampled: Tensor) -> tuple[Figures, Ten
     return figures, torch.stack([prior, encoder, prior_error, encoder_error, sampled])
 
 
+def start_at_zero(model: nn.Module, x: Tensor) -> None:
+    """The other way to begin than `setups.start_at_mean_image`: an output bias of 0, whatever the images are."""
+    nn.init.zeros_(model.decoder[-1].bias)
+
+
 def starts(dataset: Dataset, epochs: int, seeds: Sequence[int]) -> Figures:
     """The test losses of short runs with K = 1, with and without the output bias at the mean image."""
     experiment, found = find(MODELS[0]), {"epochs": epochs, "seeds": list(seeds)}
-    for name, begin in (("mean image", start_at_mean_image), ("zero", lambda model, x: None)):
+    for name, begin in (("mean image", start_at_mean_image), ("zero", start_at_zero)):
         found[name] = []
         for seed in seeds:
             model = build(experiment, seed)
             begin(model, dataset.x_train)
-            if name == "zero":
-                nn.init.zeros_(model.decoder[-1].bias)
             objective, _ = objective_of(experiment, model)
             fit(model, dataset.x_train, objective, epochs=epochs, seed=seed, **experiment.training)
             found[name].append(evaluate(model, test_images(experiment, dataset, seed))["loss"])
@@ -154,8 +153,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=default_out())
     options = parser.parse_args()
     begin, dataset = time.perf_counter(), load("mnist", options.data_root)
-    record = {"name": NAME, "command": "python book/bounds.py", "commit": commit(), "seed": 0}
-    record |= {"device": Runtime.detect("cpu").describe(), "versions": versions(), "data_sha256": dataset.sha256}
+    record = made_by(NAME, "python book/bounds.py", Runtime.detect("cpu"))
+    record |= {"seed": 0, "data_sha256": dataset.sha256}
     record["config"] = {"images": SIZES, "search": SEARCH, "annealing": ANNEALING, "widen": WIDEN, "starts": STARTS}
     record["figures"], tensors = {}, {}
     for name in MODELS:
@@ -164,10 +163,8 @@ def main() -> None:
         tensors |= {f"{key}-{name}": value.float() for key, value in kept.items()}
         print(name, round(time.perf_counter() - begin), record["figures"][name], flush=True)
     record["figures"]["starts"] = starts(dataset, **STARTS)
-    with replacing((options.out / NAME).with_suffix(".safetensors")) as part:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, part)
-        part.chmod(0o644)
-    write_record(record | {"wall_seconds": time.perf_counter() - begin}, (options.out / NAME).with_suffix(".json"))
+    save_tensors(tensors, options.out / f"{NAME}.safetensors")
+    write_record(record | {"wall_seconds": time.perf_counter() - begin}, options.out / f"{NAME}.json")
 
 
 if __name__ == "__main__":

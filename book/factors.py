@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor, nn
 from torch.distributions import Independent
@@ -26,8 +25,8 @@ from vae_core.distributions import diagonal_normal, standard_normal
 from vae_core.likelihoods import bernoulli
 from vae_core.linear import PCA
 from vae_core.objectives import elbo_terms
-from vae_core.records import commit, default_out, versions, write_record
-from vae_core.runtime import Runtime, random_state, replacing, seed_everything
+from vae_core.records import default_out, made_by, write_record
+from vae_core.runtime import Runtime, random_state, save_tensors, seed_everything
 from vae_core.training import fit
 
 NAME = "factors"
@@ -197,8 +196,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=default_out())
     options = parser.parse_args()
     x, v = factor_images()
-    record = {"name": NAME, "command": f"python book/{NAME}.py", "commit": commit()}
-    record |= {"device": Runtime.detect("cpu").describe(), "versions": versions()}
+    record = made_by(NAME, f"python book/{NAME}.py", Runtime.detect("cpu"))
     record["data_sha256"] = hashlib.sha256((x * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()
     record["config"] = {"betas": BETAS, "seeds": SEEDS, "epochs": options.epochs, "widths": WIDTHS, "latent_dim": D}
     record["config"] |= {"factors": FACTORS, "levels": LEVELS}
@@ -209,9 +207,10 @@ def main() -> None:
     record["pca"] = scores(PCA(D).fit(x.flatten(1)).transform(x.flatten(1)), v)
     kept = {f"beta_{b:g}": BETAS.index(b) * SEEDS for b in (1.0, 2.0)}
     kls = torch.tensor([row["kl_per_unit"] for row in record["rows"]])
-    with torch.no_grad(), replacing(options.out / f"{NAME}.safetensors") as path:
-        save_file({name: traversal(model, s, kls[s]) for name, s in kept.items()} | {
-            "examples": (x[::203] * 255).round().to(torch.uint8)}, path)  # fmt: skip
+    pictures = {"examples": (x[::203] * 255).round().to(torch.uint8)}
+    with torch.no_grad():
+        pictures |= {name: traversal(model, s, kls[s]) for name, s in kept.items()}
+    save_tensors(pictures, options.out / f"{NAME}.safetensors")
     write_record(record, options.out / f"{NAME}.json")
 
 

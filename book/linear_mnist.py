@@ -13,14 +13,13 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vae_core.data import load
 from vae_core.linear import PCA, PPCA, FactorAnalysis
 from vae_core.linear_gaussian import LinearGaussian
-from vae_core.records import commit, default_out, versions, write_record
-from vae_core.runtime import Runtime, replacing
+from vae_core.records import default_out, made_by, write_record
+from vae_core.runtime import Runtime, save_tensors
 
 NAME, SIZES, KEPT = "linear-mnist", (1, 2, 5, 10, 15, 20, 25, 50, 100, 200), 20
 
@@ -54,8 +53,8 @@ def main() -> None:
     dataset = load("mnist", options.data_root)
     train, test = dequantized(dataset.x_train, 0), dequantized(dataset.x_test, 1)
     grey_train, grey_test = (x.flatten(1).double() / 255 for x in (dataset.x_train, dataset.x_test))
-    record = {"name": NAME, "command": f"python book/{NAME.replace('-', '_')}.py", "commit": commit()}
-    record |= {"device": Runtime.detect("cpu").describe(), "versions": versions(), "data_sha256": dataset.sha256}
+    record = made_by(NAME, f"python book/{NAME.replace('-', '_')}.py", Runtime.detect("cpu"))
+    record["data_sha256"] = dataset.sha256
     record["config"] = {"dataset": "mnist", "dequantized": True, "seed": 0, "tol": 1e-3, "sizes": SIZES}
     ppcas, analyses = {d: PPCA(d) for d in SIZES}, {d: FactorAnalysis(d, tol=1e-3, max_iter=5000) for d in SIZES}
     record["rows"] = [row("PPCA", model, train, test) for model in ppcas.values()]
@@ -66,8 +65,7 @@ def main() -> None:
     pca, ppca, fa = PCA(KEPT).fit(train), ppcas[KEPT], analyses[KEPT]
     weights = {"mean": pca.mean_, "pca": pca.components_, "ppca": ppca.components_, "ppca_noise": ppca.noise_variance_}
     weights |= {"fa": fa.components_, "fa_noise": fa.noise_variance_}
-    with replacing(options.out / f"{NAME}.safetensors") as path:
-        save_file({name: value.float().contiguous() for name, value in weights.items()}, path)
+    save_tensors({name: value.float() for name, value in weights.items()}, options.out / f"{NAME}.safetensors")
     write_record(record, options.out / f"{NAME}.json")
 
 

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from sklearn.manifold import TSNE, trustworthiness
 from torch import Tensor, nn
 
@@ -21,8 +20,8 @@ from vae_core.data import Dataset, load
 from vae_core.evaluation import kl_per_unit, linear_probe, neighbour_accuracy, reconstruction_mse, sharpness
 from vae_core.experiments import losses
 from vae_core.linear import PCA
-from vae_core.records import commit, default_out, load_trained, versions, write_record
-from vae_core.runtime import Runtime, evaluation_mode, random_state, replacing, unit_interval
+from vae_core.records import default_out, load_trained, made_by, write_record
+from vae_core.runtime import Runtime, evaluation_mode, random_state, save_tensors, unit_interval
 from vae_core.setups import build, objective_of, prepare
 from vae_core.training import fit
 
@@ -260,12 +259,9 @@ def compact(name: str, value: Tensor) -> Tensor:
 def measure(name: str, data_root: Path | None, out: Path) -> None:
     """Make one measurement and write both of its files, the record last."""
     begin, path = time.perf_counter(), out / f"measured-{name}.json"
-    record = {"name": path.stem, "command": f"python book/measurements.py {name}", "commit": commit()}
-    record |= {"device": Runtime.detect("cpu").describe(), "versions": versions()}
+    record = made_by(path.stem, f"python book/measurements.py {name}", Runtime.detect("cpu"))
     record["figures"], tensors = MEASUREMENTS[name](partial(load, root=data_root))
-    with replacing(path.with_suffix(".safetensors")) as part:
-        save_file({key: compact(key, value).contiguous() for key, value in tensors.items()}, part)
-        part.chmod(0o644)
+    save_tensors({key: compact(key, value) for key, value in tensors.items()}, path.with_suffix(".safetensors"))
     write_record(record | {"wall_seconds": time.perf_counter() - begin}, path)
 
 

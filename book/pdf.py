@@ -13,13 +13,16 @@ import sys
 from pathlib import Path
 
 import yaml
-from playwright.sync_api import sync_playwright
-from pypdf import PdfWriter
 
 HERE = Path(__file__).resolve().parent
 MARGINS = dict(top="18mm", bottom="18mm", left="16mm", right="16mm")
 READY = "!window.MathJax || (MathJax.startup && MathJax.startup.promise.then(() => true))"
 UNFOLD = "document.querySelectorAll('.toggle-hidden').forEach(e => e.classList.remove('toggle-hidden'))"
+
+
+def chromium() -> str | None:
+    """The Chromium, or Chrome, of this machine; None where there is none."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def pages() -> list[str]:
@@ -28,11 +31,14 @@ def pages() -> list[str]:
     return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
 
 
-def join(html: Path, names: list[str], chromium: str, out: Path) -> int:
+def join(html: Path, names: list[str], program: str, out: Path) -> int:
     """Print these pages, below `html`, and join them at `out`; the number of sheets."""
+    from playwright.sync_api import sync_playwright
+    from pypdf import PdfWriter
+
     book = PdfWriter()
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         for name in names:
             page = browser.new_page(color_scheme="light")
             page.set_default_timeout(180_000)  # some pages are long
@@ -55,14 +61,14 @@ def main() -> int:
     parser.add_argument("--html", type=Path, default=HERE / "_build" / "html")
     parser.add_argument("--out", type=Path, default=HERE / "_build" / "book.pdf")
     options = parser.parse_args()
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
+    program = chromium()
+    if program is None:
         print("error: there is no Chromium on this machine (Debian: apt-get install chromium)", file=sys.stderr)
         return 1
     if not (options.html / "index.html").exists():
         print(f"error: no book stands in {options.html}; `make book` builds it", file=sys.stderr)
         return 1
-    count = join(options.html, pages(), chromium, options.out)
+    count = join(options.html, pages(), program, options.out)
     print(f"{count} sheets. Open {options.out}")
     return 0
 

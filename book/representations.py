@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from measurements import in_batches
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vae_core.catalogue import FAST, find
@@ -32,8 +32,8 @@ from vae_core.linear import PCA
 from vae_core.models import Autoencoder, conv_vae, mlp_autoencoder, mlp_vae
 from vae_core.networks import conv_decoder, conv_encoder, feature_map
 from vae_core.objectives import beta_elbo_terms, code_log_likelihood, linear_warm_up
-from vae_core.records import commit, default_out, load_trained, versions, write_record
-from vae_core.runtime import Runtime, evaluation_mode, random_state, replacing, seed_everything, unit_interval
+from vae_core.records import default_out, load_trained, made_by, write_record
+from vae_core.runtime import Runtime, evaluation_mode, random_state, save_tensors, seed_everything, unit_interval
 from vae_core.training import fit
 
 NAME, BETA, WARM_UP, TEMPERATURE, CHANNELS = "representations", 4.0, 0.25, 0.1, (32, 64, 128)
@@ -228,15 +228,18 @@ def take_down(name: str, dataset: Dataset, path: Path) -> None:
     raw = json.loads(beside.read_text())["figures"]["probes"]["raw pixels"] if beside.exists() else {}
     whole = len(dataset.x_train) >= 50_000
     figures, more = measure(name, dataset, raw if whole else {})
-    record |= {"name": path.stem, "command": f"python book/{NAME}.py", "commit": commit()}
-    record |= {"device": Runtime.detect("cpu").describe(), "versions": versions()}
-    record["config"] = {"beta": BETA, "warm_up": WARM_UP, "temperature": TEMPERATURE, "budgets": BUDGETS}
-    record["config"]["tasks"] = record.get("config", {}).get("tasks", {}) | {name: vars(TASKS[name])}
+    record |= made_by(path.stem, f"python book/{NAME}.py", Runtime.detect("cpu"))
+    tasks = record.get("config", {}).get("tasks", {}) | {name: vars(TASKS[name])}
+    record["config"] = {
+        "beta": BETA,
+        "warm_up": WARM_UP,
+        "temperature": TEMPERATURE,
+        "budgets": BUDGETS,
+        "tasks": tasks,
+    }
     record["figures"][name], record["data_sha256"][name] = figures, dataset.sha256
     record["wall_seconds"][name] = time.perf_counter() - begin
-    with replacing(path.with_suffix(".safetensors")) as part:
-        save_file({key: value.contiguous() for key, value in (tensors | more).items()}, part)
-        part.chmod(0o644)
+    save_tensors(tensors | more, path.with_suffix(".safetensors"))
     write_record(record, path)
 
 

@@ -1,9 +1,9 @@
 """What every test shares: float64 and a fixed seed for mathematics, and the real data where it is."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pdf
 import pytest
 import torch
 from hypothesis import settings
@@ -62,7 +62,7 @@ def interrupted_at(tmp_path, monkeypatch, capsys) -> Callable[[int], Path]:
     return interrupt
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = pdf.chromium()
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 

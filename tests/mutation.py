@@ -94,11 +94,17 @@ class Overlay(importlib.abc.MetaPathFinder):
 
 def survives(module: str, code: str) -> bool:
     """Whether the module's tests pass with this text in its place."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        file = Path(folder) / f"{module}.py"
+        file.write_text(code)
+        return passes(module, file)
+
+
+def passes(module: str, file: Path) -> bool:
+    """Whether the module's tests pass with this file in its place, in a process of their own."""
     child = os.fork()
     if child == 0:
         signal.alarm(LIMIT)
-        file = Path(tempfile.mkdtemp(prefix="mutant-")) / f"{module}.py"
-        file.write_text(code)
         sys.meta_path.insert(0, Overlay(f"vae_core.{module}", file))
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             import pytest

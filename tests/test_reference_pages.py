@@ -154,13 +154,7 @@ def public(module: str) -> dict[str, str]:
     return found
 
 
-REFERENCE = (
-    "autodoc_",
-    "python_",
-    "default_role",
-    "add_module_names",
-    "suppress_warnings",
-)  # the settings for this page
+REFERENCE = ("autodoc_", "default_role", "add_module_names")  # the settings for this page
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vae_core.networks import conv_encoder, feature_map, mlp
+from vae_core.networks import checked_images, conv_encoder, feature_map, mlp
 
 Views = Callable[[Tensor], Tensor]
 
@@ -78,10 +78,7 @@ class ContrastiveEncoder(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """The code of x, (B, C, H, W) in [0, 1] -> (B, d)."""
-        if tuple(x.shape[1:]) != self.input_shape or not x.is_floating_point():
-            expected = ", ".join(map(str, self.input_shape))
-            raise ValueError(f"x must be float images of shape (B, {expected}), got {x.dtype} {tuple(x.shape)}")
-        return self.mean(self.encoder(x))
+        return self.mean(self.encoder(checked_images(x, self.input_shape)))
 
 
 def mlp_contrastive(

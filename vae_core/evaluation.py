@@ -114,7 +114,9 @@ def log_likelihood(
     device, totals = device_of(model), []
     with evaluation_mode(model), torch.no_grad(), random_state(seed):
         for batch in x.split(batch_size):
-            totals.append(_log_weights(model, batch.to(device), num_samples, at_once).logsumexp(0) - log(num_samples))
+            totals.append(
+                many_log_weights(model, batch.to(device), num_samples, at_once).logsumexp(0) - log(num_samples)
+            )
     return torch.cat(totals)
 
 
@@ -151,15 +153,15 @@ def inference_gap(
         log_w = []
         for each in (wide, q, best):
             with random_state(seed):
-                log_w.append(_log_weights(WithPosterior(model, each), x, num_samples, at_once))
+                log_w.append(many_log_weights(WithPosterior(model, each), x, num_samples, at_once))
     (log_p, error), at_q, at_best = log_mean_exp(log_w[0]), *log_w[1:]
     gaps = {"approximation_gap": log_p - at_best.mean(0), "amortization_gap": (at_best - at_q).mean(0)}
     error = (error.square() + at_best.var(0) / num_samples).sqrt()
     return {"log_likelihood": log_p, "best_elbo": at_best.mean(0), "elbo": at_q.mean(0), **gaps, "error": error}
 
 
-def _log_weights(model: LatentVariableModel, x: Tensor, num_samples: int, at_once: int) -> Tensor:
-    """`objectives.log_weights`, a few draws at a time: (K, B), in float64."""
+def many_log_weights(model: LatentVariableModel, x: Tensor, num_samples: int, at_once: int) -> Tensor:
+    """`objectives.log_weights`, `at_once` draws at a time, so that thousands fit into memory: (K, B), float64, nats."""
     shares = [min(at_once, num_samples - done) for done in range(0, num_samples, at_once)]
     return torch.cat([log_weights(model, x, share).double() for share in shares])
 

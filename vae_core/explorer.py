@@ -14,12 +14,12 @@ import ipywidgets
 import numpy as np
 import torch
 import traitlets
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vae_core.evaluation import kl_per_unit
 from vae_core.plots import PALETTE
-from vae_core.runtime import evaluation_mode, replacing
+from vae_core.runtime import evaluation_mode, save_tensors
 
 if TYPE_CHECKING:
     from vae_core.models import VAE, Autoencoder
@@ -154,9 +154,8 @@ class EncodedImages:
 
     def save(self, path: Path) -> None:
         """Write them as safetensors, codes in half precision; atomically."""
-        fields = {name: getattr(self, name).contiguous() for name in ("labels", "images")}
-        with replacing(path) as part:
-            save_file(fields | {"codes": self.codes.half().contiguous(), "kl": self.kl.float().contiguous()}, part)
+        fields = {name: getattr(self, name) for name in ("labels", "images")}
+        save_tensors(fields | {"codes": self.codes.half(), "kl": self.kl.float()}, path)
 
     @classmethod
     def load(cls, path: Path) -> "EncodedImages":

@@ -10,7 +10,7 @@ from torch.distributions import Distribution, Independent
 
 from vae_core import likelihoods
 from vae_core.distributions import diagonal_normal, standard_normal
-from vae_core.networks import conv_decoder, conv_encoder, feature_map, mlp
+from vae_core.networks import checked_images, conv_decoder, conv_encoder, feature_map, mlp
 
 
 class Autoencoder(nn.Module):
@@ -66,13 +66,7 @@ class Autoencoder(nn.Module):
         return z
 
     def _features(self, x: Tensor) -> Tensor:
-        return self.encoder(self._checked(x))
-
-    def _checked(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[1:]) != self.input_shape or not x.is_floating_point():
-            expected = ", ".join(map(str, self.input_shape))
-            raise ValueError(f"x must be float images of shape (B, {expected}), got {x.dtype} {tuple(x.shape)}")
-        return x
+        return self.encoder(checked_images(x, self.input_shape))
 
 
 class VAE(Autoencoder):
@@ -140,7 +134,7 @@ class ConditionalVAE(VAE):
         return self._with_condition(z)
 
     def _features(self, x: Tensor) -> Tensor:
-        flat = self._checked(x).flatten(1)
+        flat = checked_images(x, self.input_shape).flatten(1)
         return self.encoder(flat if self.blind else self._with_condition(flat))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "elu": nn.ELU}
 
@@ -75,3 +75,11 @@ def feature_map(input_shape: Sequence[int], channels: Sequence[int]) -> tuple[in
             f"{len(channels)} halvings need a height and a width that {factor} divides, got {height} and {width}"
         )
     return channels[-1], height // factor, width // factor
+
+
+def checked_images(x: Tensor, input_shape: Sequence[int]) -> Tensor:
+    """x itself, if it is what an encoder takes: float, (B, C, H, W). Raises ValueError for another shape or dtype."""
+    if tuple(x.shape[1:]) != tuple(input_shape) or not x.is_floating_point():
+        expected = ", ".join(map(str, input_shape))
+        raise ValueError(f"x must be float images of shape (B, {expected}), got {x.dtype} {tuple(x.shape)}")
+    return x

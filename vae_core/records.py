@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 from torch import nn
 
 from vae_core import __version__
 from vae_core.catalogue import Experiment, find
 from vae_core.data import Dataset
-from vae_core.runtime import Runtime, replacing
+from vae_core.runtime import Runtime, replacing, save_tensors
 
 if TYPE_CHECKING:
     from vae_core.models import Autoencoder
@@ -98,10 +98,8 @@ def locked(path: Path) -> Iterator[None]:
 def save_weights(model: nn.Module, path: Path) -> str:
     """All parameters and running averages as 16-bit floats, in safetensors; returns the file's SHA-256."""
     half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    with replacing(path) as part:
-        save_file({k: v.cpu().contiguous() for k, v in half.items()}, part)
-        part.chmod(0o644)  # safetensors lets nobody else read it
-        return hashlib.sha256(part.read_bytes()).hexdigest()
+    save_tensors(half, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_trained(name: str, out: str | Path | None = None) -> "Autoencoder":
@@ -148,16 +146,14 @@ def describe(experiment: Experiment, dataset: Dataset, epochs: int, seed: int, r
     command = f"{launcher} -m vae_core run {experiment.name}"
     command += f" --epochs {epochs}" if epochs != experiment.epochs else ""
     command += f" --seed {seed}" if seed != experiment.seed else ""
-    return {
-        "name": experiment.name,
-        "command": command,
-        "commit": commit(),
-        "seed": seed,
-        "device": runtime.describe(),
-        "versions": versions(),
-        "data_sha256": dataset.sha256,
-        "config": experiment.config(epochs, seed),
-    }
+    record = made_by(experiment.name, command, runtime)
+    return record | {"seed": seed, "data_sha256": dataset.sha256, "config": experiment.config(epochs, seed)}
+
+
+def made_by(name: str, command: str, runtime: Runtime) -> Record:
+    """The part of every record, of a run or of another measurement, that says what made it."""
+    made = {"name": name, "command": command, "commit": commit()}
+    return made | {"device": runtime.describe(), "versions": versions()}
 
 
 def versions() -> dict[str, str]:

@@ -5,12 +5,13 @@ import os
 import platform
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import distributed
 
 
@@ -96,6 +97,13 @@ def replacing(path: Path) -> Iterator[Path]:
         part = Path(folder) / path.name
         yield part
         os.replace(part, path)
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write them as safetensors, under a temporary name first; readable for everybody, as the files beside it are."""
+    with replacing(path) as part:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
+        part.chmod(0o644)  # safetensors lets nobody else read it
 
 
 def device_of(model: object) -> torch.device:
