@@ -1,33 +1,36 @@
-"""Draw the picture of the README from the experiment `digits-d2`: `python book/figures.py` (seconds)."""
+"""Take the picture of the README, the explorer of the built book: `python book/figures.py` (seconds, after `make book`)."""
 
+import argparse
+import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import torch
+import pdf
 
-from vae_core import plots
-from vae_core.catalogue import find
-from vae_core.data import load
-from vae_core.objectives import elbo_terms
-from vae_core.setups import build
-from vae_core.training import fit
+HERE = Path(__file__).resolve().parent
+PAGE = "notebooks/explorer_1_mnist_plane.html"
 
 
-def main() -> None:
-    experiment, digits = find("digits-d2"), load("digits")
-    model = build(experiment, experiment.seed)
-    fit(model, digits.x_train, elbo_terms, epochs=experiment.epochs, seed=experiment.seed, **experiment.training)
-    grid = plots.grid_codes(17, extent=3.0)
-    with torch.no_grad():
-        codes = model.posterior(digits.x_test).mean
-        images = model.decode(torch.tensor(grid, dtype=torch.float32))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
-    plots.latent_scatter(codes, digits.y_test, ax=left)
-    plots.manifold_grid(images, grid, ax=right)
-    left.set_title("where the encoder puts unseen digits")
-    right.set_title("what the decoder makes of each place")
-    figure.savefig(Path(__file__).parent / "assets" / "digits-plane.png", dpi=100)
+def main() -> int:
+    from playwright.sync_api import sync_playwright
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--html", type=Path, default=HERE / "_build" / "html")
+    options = parser.parse_args()
+    program = pdf.chromium()
+    if program is None or not (options.html / PAGE).exists():
+        print("error: this needs a Chromium and the built book (make book)", file=sys.stderr)
+        return 1
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light", device_scale_factor=1.5)
+        page.goto((options.html / PAGE).resolve().as_uri())
+        explorer = page.locator(".latent-explorer")
+        explorer.get_by_label("behind the point").select_option(label="decoded images")
+        explorer.locator("canvas").first.click(position={"x": 205, "y": 155})
+        explorer.screenshot(path=HERE / "assets" / "explorer.png")
+        browser.close()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
