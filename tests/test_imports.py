@@ -75,3 +75,12 @@ def test_no_pictures_or_widgets_are_loaded_before_they_are_used(module):
     code = f"import sys, {module}; print(sorted({{'matplotlib', 'ipywidgets', 'torchvision'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("modules", ["training, models, objectives, evaluation, data, experiments", "explorer, plots"])
+def test_the_start_takes_less_than_two_seconds_beyond_torchs_own(modules):
+    """In seconds of the processor, which other work on the machine does not lengthen."""
+    code = "from time import process_time; import torch; begin = process_time(); "
+    code += f"from vae_core import {modules}; print(process_time() - begin)"
+    took = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) for _ in "123"]
+    assert min(took) < 2
