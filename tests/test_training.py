@@ -279,6 +279,15 @@ def test_a_loss_that_is_not_finite_leaves_the_checkpoint_of_the_last_good_epoch(
     assert timeless(history) == timeless(expected)
 
 
+def test_an_interrupted_model_keeps_what_it_learnt_and_may_be_used(x):
+    model, trained = network(), network()
+    with pytest.raises(KeyboardInterrupt):
+        train(x, changed_at(10, interrupt), model, epochs=4)
+    train(x, model=trained, epochs=4)
+    assert not model.training
+    assert evaluate(trained, x)["loss"] < evaluate(model, x)["loss"] < 0.99 * evaluate(network(), x)["loss"]
+
+
 # Checkpoints
 
 

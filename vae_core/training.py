@@ -67,7 +67,8 @@ def fit(
     With `checkpoint`, everything needed to go on is written there after each epoch; `resume=True` goes on
     from it; `identity` is kept there too, for what else makes a run what it is (a hash of its config, say).
     The figures that `after_epoch(model)` returns are added to the epoch's row: a test loss, for a curve. It
-    may draw random numbers; training goes on as if it had not.
+    may draw random numbers; training goes on as if it had not. Interrupted (Ctrl-C, a notebook's stop button), the
+    model keeps what it has learnt so far and stands in evaluation mode; the next cell may use it.
 
     Without a `runtime` the model trains where it is. On a CUDA device whole steps are captured in a graph and
     nothing leaves the device within an epoch. If the `runtime` is one of several processes (`torchrun`), each
@@ -93,13 +94,15 @@ def fit(
         step = GraphedStep(*parts) if on_cuda else Step(*parts)
         pace = _Pace(settings, epochs, anneal)
         model.train()
-        with _progress_bar(epochs * len(x), len(history) * len(x), progress and runtime.rank == 0) as bar:
-            while len(history) < epochs:
-                history.append(_row(step, model, batch_size, pace, len(history), bar))
-                history[-1] |= _undisturbed(after_epoch, model) if after_epoch else {}
-                if checkpoint and runtime.rank == 0:
-                    checkpoints.save(Path(checkpoint), model, optimizer, history, settings)
-    model.eval()
+        try:
+            with _progress_bar(epochs * len(x), len(history) * len(x), progress and runtime.rank == 0) as bar:
+                while len(history) < epochs:
+                    history.append(_row(step, model, batch_size, pace, len(history), bar))
+                    history[-1] |= _undisturbed(after_epoch, model) if after_epoch else {}
+                    if checkpoint and runtime.rank == 0:
+                        checkpoints.save(Path(checkpoint), model, optimizer, history, settings)
+        finally:
+            model.eval()
     return history
 
 
