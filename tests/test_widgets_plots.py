@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import re
+from itertools import combinations
 from statistics import NormalDist
 
 import ipywidgets
@@ -11,7 +12,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_hex
+from colorspacious import cspace_convert, deltaE
+from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from vae_core import plots
@@ -375,3 +377,35 @@ def test_a_plot_draws_on_the_axes_it_is_given_and_opens_no_figure(picture):
 def test_a_plot_without_axes_draws_on_the_current_ones(picture):
     _, (_left, right) = plt.subplots(1, 2)
     assert PICTURES[picture](None) is right
+
+
+# The look of all pictures
+
+
+@pytest.mark.parametrize("eyes", [None, "deuteranomaly", "protanomaly", "tritanomaly"])
+def test_lines_differ_for_all_eyes(eyes):
+    """By 9 steps of CAM02-UCS at least, where 2 can be seen side by side; matplotlib's own orange and green: 1.6."""
+    colours = np.array([to_rgb(colour) for colour in plots.LINES])
+    if eyes:
+        colours = cspace_convert(colours, {"name": "sRGB1+CVD", "cvd_type": eyes, "severity": 100}, "sRGB1").clip(0, 1)
+    assert min(deltaE(a, b, input_space="sRGB1") for a, b in combinations(colours, 2)) > 9
+
+
+@pytest.mark.parametrize("colour", plots.LINES)
+def test_a_line_stands_out_from_its_paper(colour):
+    """3 to 1, as WCAG 2.2 wants of graphics."""
+    luminance = cspace_convert(to_rgb(colour), "sRGB1", "XYZ1")[1]
+    assert 1.05 / (luminance + 0.05) >= 3
+
+
+def test_the_style_reaches_later_pictures_only_when_it_is_asked_for():
+    with plt.rc_context():
+        plt.rcdefaults()
+        assert plt.subplots()[1].plot([0, 1])[0].get_color() not in plots.LINES
+        plots.style()
+        figure, axes = plt.subplots()
+        lines = [axes.plot([0, 1])[0].get_color() for _ in plots.LINES]
+        assert tuple(lines) == plots.LINES
+        assert not axes.spines["top"].get_visible()
+        assert figure.get_facecolor() == (1, 1, 1, 1)
+    plt.close("all")
