@@ -1,4 +1,4 @@
-"""Take the picture of the README, the explorer of the built book: `python book/figures.py` (seconds, after `make book`)."""
+"""Take the picture of the README, the explorer of the built book: `python book/figures.py`, after `make book`."""
 
 import argparse
 import sys
