@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_book import ROOT, Quiet
+from book_pages import ROOT, Quiet
 from widget_pages import write_page
 
 from conftest import CHROMIUM, FLAGS

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from book_pages import Visit
 from PIL import Image
-from test_book import Visit
 from test_explorer import lively, make_exact
 from widget_pages import FRAMES, GET, write_page
 

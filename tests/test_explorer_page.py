@@ -8,8 +8,8 @@ from http.server import ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from book_pages import Quiet, Visit
 from explorer_pages import Reader, Shown, of, plane, reader, recorded, sliders, small
-from test_book import Quiet, Visit
 from widget_pages import SET
 
 DECODE = """async ([id, z]) => {

@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from test_book import ROOT
+from book_pages import ROOT
 
 from vae_core.explorer import FUNCTIONS
 

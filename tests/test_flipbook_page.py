@@ -8,8 +8,8 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from book_pages import Quiet, Visit
 from PIL import Image
-from test_book import Quiet, Visit
 from widget_pages import FRAMES, GET, SET, write_page
 
 from vae_core.flipbook import Flipbook, svg

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from test_book import ROOT, Visit
+from book_pages import ROOT, Visit
 
 KIND = "application/vnd.jupyter.widget-"
 ESM = """export default { render({ model, el }) {

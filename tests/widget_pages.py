@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ipywidgets
+from book_pages import ROOT
 from ipywidgets.embed import dependency_state, embed_data
-from test_book import ROOT
 
 KIND = "application/vnd.jupyter.widget-"
 SPY = "export default { render({ model }) { window.manager = model.widget_manager; } }"  # lets a test ask for a model

@@ -1,0 +1,89 @@
+"""Every page of the built book, opened in a real browser with the network blocked, and looked at from all sides.
+
+A page is opened once for all of its tests; whoever wants another size or colour scheme says so.
+"""
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from book_pages import NUMBERED, PAGES, Visit, html, served, widgets
+
+MATHS = [*NUMBERED, "book/notation", "book/identities", "book/api"]
+DESKTOP = {"width": 1280, "height": 844}
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def opened(request, browser, served):
+    """A visit to this page, with its name."""
+    with Visit(browser, f"{served}/{request.param}.html", viewport=DESKTOP, color_scheme="light") as visit:
+        visit.name = request.param
+        yield visit
+
+
+def check_opened(visit: Visit, name: str) -> None:
+    assert visit.blocked == []
+    assert visit.complaints == []
+    assert visit.page.locator("article h1").count() == 1
+    if name in MATHS:
+        assert visit.page.locator("mjx-container").count() > 10
+        assert visit.page.locator("mjx-merror, .math.notranslate:not(:has(mjx-container))").count() == 0
+
+
+def test_a_page_opens_without_a_network_and_without_complaint(opened):
+    check_opened(opened, opened.name)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_opens_from_its_file(browser, html, name):
+    with Visit(browser, f"{html.as_uri()}/{name}.html") as visit:
+        check_opened(visit, name)
+
+
+def test_pictures_are_loaded_and_described(opened):
+    if not opened.name.startswith("notebooks/"):
+        pytest.skip("not a notebook")
+    pictures = opened.page.locator("article img:not([aria-hidden=true])")  # a flipbook's words stand for its picture
+    assert pictures.count() >= (5 if opened.name in NUMBERED else 1)
+    for picture in pictures.all():
+        assert len(picture.get_attribute("alt") or "") > 40
+        assert picture.evaluate("async (i) => { i.loading = 'eager'; await i.decode(); return i.naturalWidth }") > 100
+
+
+CODE = "notebooks/08_the_vae"  # the colours of code, thousands of words, are the same on all pages: seen on this one
+RULES = {"light": {}, "dark": {"runOnly": ["color-contrast"]}}  # nothing but colours differs in the dark
+
+
+@pytest.mark.parametrize("scheme", RULES)
+def test_a_page_is_accessible(opened, scheme):
+    """By axe-core's rules, in the browser: nothing that it calls serious or critical. Formulas are MathJax's part."""
+    opened.page.emulate_media(color_scheme=scheme)
+    opened.page.wait_for_function("scheme => document.documentElement.dataset.theme == scheme", arg=scheme)
+    opened.page.wait_for_function("document.getAnimations().every(one => one.playState == 'finished')")  # colours fade
+    exclude = [["mjx-container"]] + ([[".highlight"]] if opened.name != CODE else [])
+    options = {"resultTypes": ["violations"], **RULES[scheme]}
+    found = Axe().run(opened.page, context={"exclude": exclude}, options=options).response["violations"]
+    serious = [fault for fault in found if fault["impact"] in ("serious", "critical")]
+    assert [(fault["id"], [node["html"][:200] for node in fault["nodes"][:5]]) for fault in serious] == []
+
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_nothing_sticks_out_of_a_phone(opened, width):
+    opened.page.set_viewport_size({"width": width, "height": 844})
+    sticking = opened.page.evaluate("document.documentElement.scrollWidth")
+    opened.page.set_viewport_size(DESKTOP)
+    assert sticking <= width
+
+
+def test_sliders_that_need_python_say_so(opened):
+    if opened.name not in NUMBERED:
+        pytest.skip("not a chapter")
+    assert opened.page.locator(".needs-kernel").count() == widgets(opened.name).count(None)
+
+
+def test_a_solution_unfolds(opened):
+    if opened.name not in NUMBERED:
+        pytest.skip("not a chapter")
+    solution = opened.page.locator(".solution.dropdown").first
+    inner = solution.locator("p").nth(1)
+    assert not inner.is_visible()
+    solution.locator("button, summary").first.click()
+    inner.wait_for(state="visible")
