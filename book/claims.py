@@ -27,7 +27,7 @@ it. This page is the index of both, made from the same files as the chapters' te
 
 Of {count} entries {counts}. *Major* ones change a result, or a formula that one would copy; *minor* ones are wrong or
 incomplete with a small effect; a *nit* is a letter; *cleared* is what looked wrong and is right. A row without
-a section belongs to a chapter that is not written yet, or needs no proof.
+a section needs no proof.
 
 {errata}
 """

@@ -25,7 +25,7 @@ INTRODUCTION = """(ledger)=
 
 Before the first chapter was written, the five source documents were read line by line, and all that they define,
 derive, run, show or claim was numbered: {total} items, by the sections of each document. Each has a place in this book
-and a test of its own. **{placed} of {total}** are in place{rest}. A test that is a notebook means the cells of that
+and a test of its own. **{placed} of {total}** are in place. A test that is a notebook means the cells of that
 section, whose printed results are compared. Of a claim the table also gives our verdict; {{doc}}`claims` says what
 decided it.
 """
@@ -66,8 +66,7 @@ def section(letter: str, items: dict[str, dict]) -> str:
 
 def page() -> str:
     items, total = load("ledger.yml"), sum(TOTALS.values())
-    rest = "" if len(items) == total else "; the others belong to chapters that are not written yet"
-    head = INTRODUCTION.format(total=total, placed=len(items), rest=rest)
+    head = INTRODUCTION.format(total=total, placed=len(items))
     return "\n\n".join((head.rstrip(), *(section(letter, items) for letter in TOTALS))) + "\n"
 
 

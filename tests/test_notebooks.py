@@ -64,10 +64,18 @@ def test_a_chapter_opens_and_closes_as_all_do(path):
         "rests on",
         "Takeaway",
         "still bothers us",
+        "{admonition} Try changing",
         "## Exercises",
         "## Further reading",
     ):
         assert part in text
+
+
+def test_pictures_are_drawn_in_the_books_style(path):
+    if path not in CHAPTERS:
+        pytest.skip("not a chapter")
+    code = ["".join(cell["source"]) for cell in cells(path, "code")]
+    assert sum("plots.style()" in source for source in code[:2]) == 1
 
 
 def test_every_exercise_has_a_solution_that_runs(path):

@@ -12,9 +12,9 @@ from scipy.special import ndtri
 # Ten colours that stay apart for colour-blind eyes (Paul Tol's "muted" set and a mid grey).
 PALETTE = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888")
 
-# Six colours for lines, in the order of hues that readers of matplotlib know: blue, orange, green, red, pink, brown.
-# Each stands out from white paper (3 to 1), and any two from each other, for colour-blind eyes too.
-LINES = ("#0065a8", "#cc8100", "#029e73", "#c23b00", "#c76fc0", "#5c3a1e")
+# Five of them for lines: blue, red, green, olive, wine. Each stands out from white paper (3 to 1), and any two of them
+# from each other, for colour-blind eyes too.
+LINES = tuple(PALETTE[k] for k in (0, 6, 3, 4, 7))
 
 
 def style() -> None:
