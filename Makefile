@@ -11,13 +11,14 @@ assert json.load(page)["vulnerabilities"]
 endef
 export KNOWN_HOLE
 
-.PHONY: help book pdf linkcheck test mutants lint lab notebooks reproduce bench venv clean
+.PHONY: help book pdf linkcheck test mutants again lint lab notebooks reproduce bench venv clean
 help:
 	@echo "make book       execute the notebooks (cached) and build the HTML"
 	@echo "make pdf        one PDF of the book, through Chromium"
 	@echo "make linkcheck  whether every external link of the book answers"
 	@echo "make test       unit tests, notebooks as regression tests, the built pages in a browser"
 	@echo "make mutants    change formulas one at a time and see whether a test notices (half an hour)"
+	@echo "make again      run each cell twice, from another folder (half an hour)"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make notebooks  run all notebooks anew and write their outputs back"
 	@echo "make reproduce  run every experiment that has no valid record (hours; resumable)"
@@ -49,6 +50,9 @@ test: $(READY)
 
 mutants: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py
+
+again: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/again.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
