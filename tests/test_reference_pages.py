@@ -225,8 +225,9 @@ def test_the_index_holds_each_item_once():
 
 
 def test_a_row_of_the_index_has_section_and_test():
+    lines = ledger_index.page().splitlines()
     for name, item in ITEMS.items():
-        line = next(line for line in ledger_index.page().splitlines() if line.startswith(f"| {name} |"))
+        line = next(line for line in lines if line.startswith(f"| {name} |"))
         assert linked(line) == [item["section"]]
         assert f"`{item['test']}`" in line
         assert len(re.split(r"(?<!\\)\|", line)) - 2 == 3
