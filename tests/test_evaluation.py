@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_data import refused
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Bernoulli, Normal
 
 from vae_core import data
-from vae_core.evaluation import corrupt, evaluate, reconstruction_at_code, reconstruction_mse
+from vae_core.evaluation import corrupt, entropy_floor, evaluate, reconstruction_at_code, reconstruction_mse
 from vae_core.models import VAE, conv_vae, mlp_autoencoder, mlp_vae
 from vae_core.objectives import elbo_terms
 from vae_core.training import fit
@@ -198,3 +198,22 @@ def test_a_probability_outside_of_0_to_1_is_refused(probability):
 def test_images_that_are_not_uint8_are_refused(dtype):
     with refused(TypeError, "x must be uint8 images", dtype):
         corrupt(BLACK.to(dtype), 0.3)
+
+
+# entropy_floor
+
+
+def test_the_entropy_floor_is_the_entropy_of_the_pixels_per_image():
+    x = torch.rand(7, *SHAPE)
+    expected = Bernoulli(x).entropy().sum((1, 2, 3)).mean().item()
+    assert entropy_floor(x) == pytest.approx(expected, rel=1e-12)
+
+
+def test_black_and_white_pixels_have_no_entropy():
+    assert str(entropy_floor(torch.bernoulli(torch.full((5, *SHAPE), 0.4)))) == "0.0"  # not -0.0
+
+
+@pytest.mark.parametrize("x", [torch.rand(0, *SHAPE), torch.full((2, *SHAPE), 1.01), torch.full((2, *SHAPE), -0.01)])
+def test_an_entropy_floor_is_asked_of_images_in_the_unit_interval(x):
+    with refused(ValueError, "x must hold images with values in [0, 1]"):
+        entropy_floor(x)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from vae_core.distributions import diagonal_normal, standard_normal
-from vae_core.evaluation import evaluate, log_likelihood, with_batch_statistics
+from vae_core.evaluation import evaluate, log_likelihood, many_log_weights, with_batch_statistics
 from vae_core.models import mlp_vae
 from vae_core.objectives import beta_elbo_terms, elbo_terms, linear_warm_up
 
@@ -71,6 +71,11 @@ def test_drawing_in_portions_changes_no_law_only_the_draws(x):
     whole, portions = (log_likelihood(model, x, 600, at_once=size) for size in (600, 37))
     assert torch.allclose(whole, portions, atol=0.2)
     assert torch.equal(portions, log_likelihood(model, x, 600, at_once=37))
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 7, 8])
+def test_portions_add_up_to_the_number_of_draws(at_once, x):
+    assert many_log_weights(LinearGaussian(), x, 7, at_once).shape == (7, len(x))
 
 
 def test_it_needs_an_image_and_a_sample(x):
