@@ -198,6 +198,14 @@ def test_tints_stay_in_range_and_some_are_grey():
     assert 46 < grey.sum() < 154
 
 
+def test_brightness_and_channels_change_by_no_more_than_the_strength():
+    torch.manual_seed(2)
+    share = tinted(torch.full((4000, 3, 2, 2), 0.5), strength=0.1, grey=0)[:, :, 0, 0] / 0.5
+    assert 0.9**2 <= share.min() < 0.83
+    assert 1.19 < share.max() <= 1.1**2 + 1e-6
+    assert abs(share.mean() - 1) < 6 * share.mean(1).std() / 4000**0.5
+
+
 @pytest.mark.parametrize(("views", "shape"), [(grey_views, (1, 28, 28)), (colour_views, (3, 32, 32))])
 def test_views_follow_the_seed_keep_the_kind_and_differ_from_image_to_image(views, shape):
     x = torch.rand(1, *shape, dtype=torch.float32).expand(4, *shape)
