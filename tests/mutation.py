@@ -44,6 +44,7 @@ EQUIVALENT = {  # (a part of the line, what stands there): why no test can notic
     ("torch.stack((c, -s, s, c), -1)", "-1"): "numbers of one axis",
     ("copies = [value.detach()", "value.detach()"): "slopes are asked for at the copies, whatever they were made of",
     ("self._noise.sqrt()", "z @ self.components_ + self.mean_ + noise * self._noise.sqrt()"): "noise is symmetric",
+    ("W, sigma2, values = random_start(S.p", "total / S.p"): "a start; the end is the same",
     ("random_start(S.p", "random_start(S.p, self.n_components + 1) / scale"): "a start; the end is the same",
 }
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
