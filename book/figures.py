@@ -11,8 +11,6 @@ PAGE = "notebooks/explorer_1_mnist_plane.html"
 
 
 def main() -> int:
-    from playwright.sync_api import sync_playwright
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--html", type=Path, default=HERE / "_build" / "html")
     options = parser.parse_args()
@@ -20,15 +18,13 @@ def main() -> int:
     if program is None or not (options.html / PAGE).exists():
         print("error: this needs a Chromium and the built book (make book)", file=sys.stderr)
         return 1
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+    with pdf.browsing(program) as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light", device_scale_factor=1.5)
         page.goto((options.html / PAGE).resolve().as_uri())
         explorer = page.locator(".latent-explorer")
         explorer.get_by_label("behind the point").select_option(label="decoded images")
         explorer.locator("canvas").first.click(position={"x": 205, "y": 155})
         explorer.screenshot(path=HERE / "assets" / "explorer.png")
-        browser.close()
     return 0
 
 

@@ -10,9 +10,15 @@ import argparse
 import io
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 HERE = Path(__file__).resolve().parent
 MARGINS = dict(top="18mm", bottom="18mm", left="16mm", right="16mm")
@@ -25,6 +31,18 @@ def chromium() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+@contextmanager
+def browsing(program: str, flags: Sequence[str] = ()) -> Iterator["Browser"]:
+    """This Chromium, running without a window."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        flags = ["--no-sandbox", "--disable-gpu", *flags]
+        running = driver.chromium.launch(executable_path=program, headless=True, args=flags)
+        yield running
+        running.close()
+
+
 def pages() -> list[str]:
     """The pages of the book in reading order, as the table of contents names them."""
     toc = yaml.safe_load((HERE / "_toc.yml").read_text())
@@ -33,23 +51,20 @@ def pages() -> list[str]:
 
 def join(html: Path, names: list[str], program: str, out: Path) -> int:
     """Print these pages, below `html`, and join them at `out`; the number of sheets."""
-    from playwright.sync_api import sync_playwright
     from pypdf import PdfWriter
 
     book = PdfWriter()
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+    with browsing(program) as browser:
         for name in names:
             page = browser.new_page(color_scheme="light")
             page.set_default_timeout(180_000)  # some pages are long
-            page.goto((html / f"{name}.html").as_uri(), wait_until="load")
+            page.goto((html / f"{name}.html").resolve().as_uri(), wait_until="load")
             page.wait_for_function(READY)
             page.evaluate(UNFOLD)
             title = page.locator("article h1").first.inner_text().rstrip("#¶ ")
             sheets = page.pdf(format="A4", margin=MARGINS, print_background=True)
             book.append(io.BytesIO(sheets), outline_item=title)
             page.close()
-        browser.close()
     part = out.with_suffix(".part")
     book.write(part)
     part.replace(out)

@@ -24,6 +24,9 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "book"))  # pytest puts it there by itself
+
+import pdf
 import torch
 from book_pages import ROOT, Quiet
 from widget_pages import write_page
@@ -154,18 +157,13 @@ def figures(runs: list[dict[str, float]], path: Path) -> dict[str, float]:
 
 def visits(rounds: int, built: Path | None, **options: int) -> tuple[str, dict[str, dict[str, float]]]:
     """The browser's version, and the figures of each page."""
-    from playwright.sync_api import sync_playwright
-
-    with tempfile.TemporaryDirectory() as name, sync_playwright() as driver:
+    with tempfile.TemporaryDirectory() as name, pdf.browsing(CHROMIUM, FLAGS) as browser:
         prepare(folder := Path(name), built)
-        browser = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
         with served(folder) as base:
             runs = [
                 {what: measure(browser, f"{base}/{at}", **options) for what, at in PAGES.items()} for _ in range(rounds)
             ]
-        version = browser.version
-        browser.close()
-        return version, {what: figures([run[what] for run in runs], folder / at) for what, at in PAGES.items()}
+        return browser.version, {what: figures([run[what] for run in runs], folder / at) for what, at in PAGES.items()}
 
 
 def show(pages: dict[str, dict[str, float]]) -> None:

@@ -63,7 +63,7 @@ def interrupted_at(tmp_path, monkeypatch, capsys) -> Callable[[int], Path]:
 
 
 CHROMIUM = pdf.chromium()
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS = ["--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 
 
@@ -72,8 +72,6 @@ def browser():
     """A headless Chromium, or a skip that says how to get one."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with pdf.browsing(CHROMIUM, FLAGS) as running:
         yield running
-        running.close()

@@ -114,9 +114,8 @@ def log_likelihood(
     device, totals = device_of(model), []
     with evaluation_mode(model), torch.no_grad(), random_state(seed):
         for batch in x.split(batch_size):
-            totals.append(
-                many_log_weights(model, batch.to(device), num_samples, at_once).logsumexp(0) - log(num_samples)
-            )
+            log_w = many_log_weights(model, batch.to(device), num_samples, at_once)
+            totals.append(log_w.logsumexp(0) - log(num_samples))
     return torch.cat(totals)
 
 
