@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 HERE = Path(__file__).resolve().parent
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 MARGINS = dict(top="18mm", bottom="18mm", left="16mm", right="16mm")
 READY = "!window.MathJax || (MathJax.startup && MathJax.startup.promise.then(() => true))"
 UNFOLD = "document.querySelectorAll('.toggle-hidden').forEach(e => e.classList.remove('toggle-hidden'))"
 
 
 def chromium() -> str | None:
-    """The Chromium, or Chrome, of this machine; None where there is none."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    """The Chromium, or Chrome, of this machine, the one without windows first; None where there is none."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 @contextmanager

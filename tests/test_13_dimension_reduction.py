@@ -115,9 +115,12 @@ def test_radii_as_stated():
     assert radius[2] - radius[7] > 6 * error  # so 2 is farther out than 7, not by chance of these images
 
 
-def shaft_heel_grey(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    x = images[:, 0]
-    ink = (x > 0.3 * x.amax((1, 2), keepdim=True)).double()
+def inked(images: torch.Tensor, least: float) -> torch.Tensor:
+    return images[:, 0] > least * images.amax((2, 3))[..., None]
+
+
+def shaft_heel_grey(images: torch.Tensor, least: float = 0.3) -> tuple[torch.Tensor, ...]:
+    x, ink = images[:, 0], inked(images, least).double()
     above, below = (1 - ink.cummax(1).values).sum(1), (1 - ink.flip(1).cummax(1).values).sum(1)
     heel = below[:, 10:21].amax(1) - below.amin(1)
     shaft = 28 - above.amin(1) - below.amin(1) - heel
@@ -131,20 +134,46 @@ def direction(values: torch.Tensor, codes: torch.Tensor) -> tuple[float, float]:
     return math.degrees(math.atan2(slope[1], slope[0])), ((codes @ slope).var() / centred.var()).item()
 
 
+TICKS = torch.linspace(-1.645, 1.645, 11, dtype=torch.float64)
+PLANE = torch.stack(torch.meshgrid(TICKS, TICKS.flip(0), indexing="xy"), -1).reshape(-1, 2)
+
+
+def boots(seed: int) -> torch.Tensor:
+    return pictures("boots")[f"grid_seed_{seed}"].double() / 255
+
+
+def angle_between(values: torch.Tensor, codes: torch.Tensor) -> float:
+    (first, _), (second, _) = (direction(v, codes) for v in values)
+    return abs((first - second + 180) % 360 - 180)
+
+
 def test_heel_and_shaft_grow_together_as_stated():
-    ticks = torch.linspace(-1.645, 1.645, 11)
-    plane = torch.stack(torch.meshgrid(ticks, ticks.flip(0), indexing="xy"), -1).reshape(-1, 2)
     between, correlations, darkness = [], [], {}
     for seed in (1, 2, 3):
-        values = shaft_heel_grey(pictures("boots")[f"grid_seed_{seed}"].double() / 255)
-        (shaft, _), (heel, _), darkness[seed] = (direction(v, plane) for v in values)
-        between.append(round(abs((shaft - heel + 180) % 360 - 180)))
-        correlations.append(round(torch.corrcoef(torch.stack(values[:2]))[0, 1].item(), 2))
+        values = torch.stack(shaft_heel_grey(boots(seed)))
+        between.append(round(angle_between(values[:2], PLANE)))
+        correlations.append(round(torch.corrcoef(values[:2])[0, 1].item(), 2))
+        darkness[seed] = direction(values[2], PLANE)
     assert between == [1, 16, 21]
     assert correlations == [0.81, 0.51, 0.42]
     assert all(abs(abs(darkness[seed][0]) - 90) <= 15.5 for seed in (2, 3))
     assert [round(darkness[seed][1], 2) for seed in (2, 3)] == [0.6, 0.55]
     assert measured("boots")["K = 2, seed 1"]["kl_per_unit"][0] == pytest.approx(0.03, abs=0.005)
+
+
+@pytest.mark.parametrize("least", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_of_whole_shoes_every_ruler_says_the_same(least, seed):
+    values = torch.stack(shaft_heel_grey(boots(seed), least)[:2])
+    whole = inked(boots(seed), least).any(1)[:, 10:21].all(1)
+    assert angle_between(values[:, whole], PLANE[whole]) < 26.5
+    assert torch.corrcoef(values[:, whole])[0, 1] > 0.19
+    assert whole.all() == (seed == 1 or least < 0.35 or (seed == 2 and least < 0.45))
+
+
+def test_torn_shoes_turn_the_correlation_round():
+    values = torch.stack(shaft_heel_grey(boots(2), 0.7)[:2])
+    assert round(torch.corrcoef(values)[0, 1].item(), 2) == -0.93
 
 
 def test_pruning_as_stated():

@@ -76,30 +76,33 @@ def test_search_finds(browser, served, words, page):
 FLIPBOOKS = [page for page in NUMBERED if "Flipbook" in widgets(page)]
 
 
-@pytest.mark.parametrize("scheme", ["http", "file"])
+@pytest.fixture(scope="module", params=[(page, scheme) for page in FLIPBOOKS for scheme in ("http", "file")])
+def flipped(request, browser, html, served):
+    """A visit to a chapter with sliders, over http or from its file."""
+    page, scheme = request.param
+    with Visit(browser, f"{served if scheme == 'http' else html.as_uri()}/{page}.html") as visit:
+        visit.page.locator(".flipbook").first.wait_for()
+        yield visit
+
+
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("page", FLIPBOOKS)
-def test_sliders_of_a_chapter_move_without_a_kernel(browser, html, served, page, width, scheme):
+def test_sliders_of_a_chapter_move_without_a_kernel(flipped, width):
     """By keys, each of them: the picture, its alternative text and the slider's value change, and come back."""
-    base = served if scheme == "http" else html.as_uri()
-    with Visit(browser, f"{base}/{page}.html", viewport={"width": width, "height": 844}) as visit:
-        book = visit.page.locator(".flipbook").first
-        book.wait_for()
-        pictures = book.locator(".picture")
-        for slider in book.locator("input[type=range]").all():
-            seen = [
-                (slider.get_attribute("aria-valuetext"), pictures.get_attribute("aria-label"), pictures.inner_html())
-            ]
-            for key in ("ArrowRight", "ArrowLeft"):
-                slider.press(key)
-                picture = pictures.get_attribute("aria-label"), pictures.inner_html()
-                seen.append((slider.get_attribute("aria-valuetext"), *picture))
-            assert seen[0] == seen[2]
-            assert [before != after for before, after in zip(*seen[:2], strict=True)] == [True] * 3
-            assert len(seen[1][1]) > 40
-            assert book.locator("output").inner_text() == seen[2][1]
-        assert visit.page.locator("img.without-script").first.is_hidden()
-        assert (visit.blocked, visit.complaints) == ([], [])
+    flipped.page.set_viewport_size({"width": width, "height": 844})
+    book = flipped.page.locator(".flipbook").first
+    pictures = book.locator(".picture")
+    for slider in book.locator("input[type=range]").all():
+        seen = [(slider.get_attribute("aria-valuetext"), pictures.get_attribute("aria-label"), pictures.inner_html())]
+        for key in ("ArrowRight", "ArrowLeft"):
+            slider.press(key)
+            picture = pictures.get_attribute("aria-label"), pictures.inner_html()
+            seen.append((slider.get_attribute("aria-valuetext"), *picture))
+        assert seen[0] == seen[2]
+        assert [before != after for before, after in zip(*seen[:2], strict=True)] == [True] * 3
+        assert len(seen[1][1]) > 40
+        assert book.locator("output").inner_text() == seen[2][1]
+    assert flipped.page.locator("img.without-script").first.is_hidden()
+    assert (flipped.blocked, flipped.complaints) == ([], [])
 
 
 def test_a_page_grows_little_by_its_flipbook():

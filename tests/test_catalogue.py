@@ -99,6 +99,12 @@ def test_every_network_takes_the_images_of_its_set_and_costs_something(experimen
     assert experiment.cost > 0
 
 
+def test_asking_for_the_cost_draws_no_random_numbers():
+    before = torch.get_rng_state()
+    assert find("chen-mnist-d2").cost > 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_an_auto_encoder_costs_what_its_vae_costs_but_for_one_head():
     vae, autoencoder = (find(f"saleh-robustness-{kind}-k50-n0").cost for kind in ("vae", "autoencoder"))
     assert vae - autoencoder == 6 * 128 * 50 * 60_000 * 10

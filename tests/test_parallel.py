@@ -28,10 +28,19 @@ def torchrun(processes: int, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_two_processes_train_as_one_with_the_same_global_batch(reduction):
+REDUCTIONS = ["mean", "sum"]
+
+
+@pytest.fixture(scope="module")
+def together() -> dict[str, list]:
+    """By reduction: history and weights of what two processes have trained."""
+    return dict(zip(REDUCTIONS, map(json.loads, torchrun(2, str(SCRIPT), *REDUCTIONS).splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_two_processes_train_as_one_with_the_same_global_batch(together, reduction):
     """500 images in batches of 32: the last batch of 20 is split too, and every row of the curve agrees."""
-    history, weights = json.loads(torchrun(2, str(SCRIPT), reduction))
+    history, weights = together[reduction]
     alone, expected = train(Runtime(torch.device("cpu")), reduction)
     assert len(history) == len(alone) == 3
     for row, own in zip(history, alone, strict=True):

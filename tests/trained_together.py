@@ -1,4 +1,5 @@
-"""A small VAE on the digits, trained by however many processes `torchrun` starts; rank 0 prints its history.
+"""A small VAE on the digits, trained by however many processes `torchrun` starts; rank 0 prints its history,
+a line for each reduction on the command line.
 
 The noise of the reparameterization travels with each image, in a second channel, so that it does not matter
 which process draws it: one process and several then compute the same thing.
@@ -38,6 +39,7 @@ def train(runtime: Runtime, reduction: str, epochs: int = 3) -> tuple[list[dict]
 
 if __name__ == "__main__":
     runtime = Runtime.detect("cpu")
-    result = train(runtime, sys.argv[1])
-    if runtime.rank == 0:
-        print(json.dumps(result))
+    for reduction in sys.argv[1:]:
+        result = train(runtime, reduction)
+        if runtime.rank == 0:
+            print(json.dumps(result))

@@ -106,7 +106,7 @@ def multiply_adds(make: Callable[[], Any]) -> int:
         places = (inputs[0] if isinstance(module, nn.ConvTranspose2d) else output)[0, 0].numel()
         counts.append(module.weight.numel() * (places if module.weight.dim() == 4 else 1))
 
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.no_grad():  # the caller's random numbers stay as they are
         model = make().eval()
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
