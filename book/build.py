@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import claims
@@ -24,20 +25,18 @@ import ledger_index
 import performance
 import reproduction
 import yaml
-from jupyter_cache import get_cache
-from jupyter_cache.executors import load_executor
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHES = ROOT / "book" / "_build" / "cache"
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 
 
-def code_digest() -> str:
-    """A digest of all that notebooks import or read, which the execution cache cannot see by itself."""
-    digest = hashlib.sha256()
-    for path in sorted([*ROOT.glob("vae_core/*.*"), *ROOT.glob("book/results/*.*")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+def digest(paths: Iterable[Path]) -> str:
+    """A digest of files: their names and what is in them."""
+    found = hashlib.sha256()
+    for path in sorted(paths):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def config(execute: bool) -> dict:
@@ -46,7 +45,8 @@ def config(execute: bool) -> dict:
     settings["execute"]["execute_notebooks"] = "cache" if execute else "off"
     settings["sphinx"]["local_extensions"] = {"docstrings": str(ROOT / "book")}  # book/docstrings.py
     if execute:
-        cache = CACHES / code_digest()
+        # what notebooks import or read, which the execution cache cannot see by itself
+        cache = CACHES / digest([*ROOT.glob("vae_core/*.*"), *ROOT.glob("book/results/*.*")])
         for stale in [old for old in CACHES.glob("*") if old != cache]:
             shutil.rmtree(stale)
         settings["execute"]["cache"] = str(cache)
@@ -58,12 +58,21 @@ def run_ahead(settings: dict) -> None:
 
     One that fails stays unknown: Sphinx runs it again, and its warning says why.
     """
+    stamp, now = Path(settings["cache"]) / "all-known", digest(NOTEBOOKS)
+    if stamp.exists() and stamp.read_text() == now:
+        return
+    from jupyter_cache import get_cache
+
     cache = get_cache(settings["cache"])
     for path in NOTEBOOKS:
         cache.add_nb_to_project(str(path))
     if unknown := cache.list_unexecuted():
         print(f"Running {len(unknown)} notebooks (about eight minutes for all, on two cores) ...", flush=True)
-        load_executor("local-parallel", cache).run_and_cache(timeout=settings["timeout"])
+        command = [str(Path(sys.executable).with_name("jcache")), "project", "--cache-path", settings["cache"]]
+        command += ["execute", "--executor", "local-parallel", "--timeout", str(settings["timeout"])]
+        subprocess.run(command, capture_output=True)  # kernels talk to the terminal of whoever starts them
+    if not cache.list_unexecuted():
+        stamp.write_text(now)
 
 
 def html(execute: bool, out: Path) -> int:
