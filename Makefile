@@ -46,7 +46,7 @@ linkcheck: $(READY)
 	@$(BIN)/python book/build.py linkcheck
 
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 mutants: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py
