@@ -25,7 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = {  # the tests that are about the module
     "distributions": ["test_distributions", "test_05_gaussian_kl"],
-    "objectives": ["test_objectives", "test_importance", "test_schedules", "test_04_the_elbo"],
+    "objectives": ["test_objectives", "test_importance", "test_schedules", "test_04_the_elbo", "test_autoencoder"]
+    + ["test_15_beta_and_collapse"],
     "linear": ["test_linear", "test_linear_bounds"],
     "linear_gaussian": ["test_linear", "test_linear_bounds", "test_linear_refusals"],
     "gradients": ["test_gradients", "test_gradient_variances"],
@@ -39,6 +40,7 @@ EQUIVALENT = {  # (a part of the line, what stands there): why no test can notic
     ("m, slope, curvature = m.detach()", "m.detach()"): "a leaf already, that no parameter leads to",
     ("torch.stack(columns, -1)", "-1"): "the array has two axes: the last is the second",
     ("(q.mean - m).square() + q.variance)", "-1"): "the array has two axes: the last is the second",
+    ('"kl": per_unit.sum(-1)', "-1"): "the array has two axes: the last is the second",
     ("F.normalize(torch.cat((u, v)), dim=-1)", "-1"): "the array has two axes: the last is the second",
     ("torch.stack((_uniform(x, -1, 1), _uniform(x, -1, 1)), -1)", "-1"): "numbers of one axis, or in both directions",
     ("torch.stack((c, -s, s, c), -1)", "-1"): "numbers of one axis",

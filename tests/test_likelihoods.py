@@ -211,6 +211,19 @@ def test_a_width_that_is_not_positive_is_refused(make, value):
         make(value)
 
 
+def test_a_shared_width_starts_at_the_one_that_is_named():
+    for sigma in (0.3, 1.0, 4.0):
+        law = SharedGaussian(sigma)(torch.zeros(2, 1, 3, 3))
+        torch.testing.assert_close(law.stddev, torch.full((2, 1, 3, 3), sigma))
+
+
+def test_two_levels_are_enough_and_make_a_bernoulli_variable():
+    logits, x = torch.randn(4, 2, 1, 3, 3), torch.randint(2, (4, 1, 3, 3)).double()
+    ours = categorical(2)(logits).log_prob(x)
+    theirs = torch.distributions.Bernoulli(logits=logits[:, 1] - logits[:, 0]).log_prob(x).sum((1, 2, 3))
+    torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("num_levels", [1, 0, 2.0])
 def test_fewer_than_two_levels_are_refused(num_levels):
     with pytest.raises(ValueError, match="num_levels must be an integer of at least 2"):
