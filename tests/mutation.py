@@ -25,8 +25,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = {  # the tests that are about the module
     "distributions": ["test_distributions", "test_05_gaussian_kl"],
-    "objectives": ["test_objectives", "test_importance", "test_schedules", "test_04_the_elbo", "test_autoencoder"]
-    + ["test_15_beta_and_collapse"],
+    "objectives": [
+        *("test_objectives", "test_importance", "test_schedules", "test_autoencoder"),
+        *("test_04_the_elbo", "test_15_beta_and_collapse"),
+    ],
     "linear": ["test_linear", "test_linear_bounds"],
     "linear_gaussian": ["test_linear", "test_linear_bounds", "test_linear_refusals"],
     "gradients": ["test_gradients", "test_gradient_variances"],
