@@ -70,8 +70,7 @@ class Visit:
         self.page.on("console", lambda message: self._complain(message.type, message.text))
         self.page.on("pageerror", lambda error: self._complain("error", str(error)))
         self.page.goto(url, wait_until="load")
-        self.page.wait_for_function("!window.MathJax || (MathJax.startup && MathJax.startup.promise)")
-        self.page.evaluate("window.MathJax ? MathJax.startup.promise.then(() => 1) : 1")
+        self.page.wait_for_function(pdf.READY)
 
     def _route(self, route):
         if route.request.url.startswith(("http://127.0.0.1", "file:", "data:", "blob:")):

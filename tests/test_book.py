@@ -78,9 +78,10 @@ FLIPBOOKS = [page for page in NUMBERED if "Flipbook" in widgets(page)]
 
 @pytest.fixture(scope="module", params=[(page, scheme) for page in FLIPBOOKS for scheme in ("http", "file")])
 def flipped(request, browser, html, served):
-    """A visit to a chapter with sliders, over http or from its file."""
+    """A visit to a chapter with sliders: over http by a wide screen, from its file by a phone."""
     page, scheme = request.param
-    with Visit(browser, f"{served if scheme == 'http' else html.as_uri()}/{page}.html") as visit:
+    base, width = (served, 1280) if scheme == "http" else (html.as_uri(), 390)
+    with Visit(browser, f"{base}/{page}.html", viewport={"width": width, "height": 844}) as visit:
         visit.page.locator(".flipbook").first.wait_for()
         yield visit
 

@@ -551,13 +551,14 @@ def test_the_program_refuses_in_one_line_and_with_exit_code_1(tmp_path):
     assert names_in(tmp_path) == []
 
 
-def test_debug_shows_where_an_error_comes_from(tmp_path):
+def test_debug_shows_where_an_error_comes_from(tmp_path, capsys):
     done = program("run", "nothing", "--debug", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "Traceback" in done.stderr
     assert "catalogue.py" in done.stderr
     with pytest.raises(ValueError, match="nothing"):
         main(["--debug", "run", "nothing"])  # before the command, too
+    assert capsys.readouterr().out == ""
 
 
 def test_a_command_line_that_cannot_be_read_ends_with_exit_code_2(tmp_path):
@@ -574,6 +575,7 @@ def test_an_incomplete_command_line_shows_how_it_is_used(arguments, capsys):
     printed, error = capsys.readouterr()
     assert (end.value.code, printed) == (2, "")
     assert "usage: python -m vae_core" in error
+    assert "Traceback" not in error
 
 
 def test_help_is_a_manual_that_names_every_command_and_exit_status(tmp_path):
