@@ -3,7 +3,7 @@
 A mutant is one module with one change: a sign, an operator, a constant, a mean for a sum, a logarithm or a detach left
 out. The module's tests run against it; a mutant that passes them all has survived, and is printed with its line.
 Exit status 1 if fewer than 95 % are killed; those that mean the same as the original are listed, with the reason, and
-not tried. Each mutant has a forked process of its own, in which torch is loaded.
+not tried. Each mutant has a forked process of its own, in which all libraries are loaded but none of our modules.
 """
 
 import argparse
@@ -129,12 +129,28 @@ def passes(module: str, file: Path) -> bool:
         signal.alarm(LIMIT)
         sys.meta_path.insert(0, Overlay(f"vae_core.{module}", file))
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            import pytest
-
-            files = [str(ROOT / "tests" / f"{name}.py") for name in TESTS[module]]
-            result = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:nbval", "-o", "addopts=", *files])
+            result = run_tests(TESTS[module], "-x")
         os._exit(int(result))
     return os.waitpid(child, 0)[1] == 0
+
+
+def run_tests(names: list[str], *flags: str) -> int:
+    """pytest's exit status for these files of tests, in this process."""
+    import pytest
+
+    files = [str(ROOT / "tests" / f"{name}.py") for name in names]
+    return pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:nbval", "-o", "addopts=", *flags, *files])
+
+
+def load_libraries() -> None:
+    """Import what all the tests import, then forget the modules of this repository: a mutant loads only those."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        run_tests(sorted({name for names in TESTS.values() for name in names}), "--collect-only")
+    own = [Path(entry.path) for entry in os.scandir(ROOT) if not entry.name.startswith(".")]
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and name != "__main__" and any(Path(file).is_relative_to(folder) for folder in own):
+            del sys.modules[name]
 
 
 def main() -> int:
@@ -145,10 +161,8 @@ def main() -> int:
     options = parser.parse_args()
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "book"), str(ROOT)]
-    import scipy.stats  # noqa: F401  (what is loaded here need not be loaded for each mutant)
-    import torch  # noqa: F401
-
-    whole, alive = 0, []
+    load_libraries()
+    whole, alive = 0, 0
     for module in options.modules:
         source = (ROOT / "vae_core" / f"{module}.py").read_text()
         if not survives(module, source):
@@ -156,14 +170,16 @@ def main() -> int:
             return 2
         found, start = mutants(source), time.perf_counter()
         chosen = random.Random(options.seed).sample(found, min(options.each or len(found), len(found)))
-        left = [(module, *m[:3]) for m in sorted(chosen) if survives(module, m[3])]
-        print(f"{module}: {len(chosen) - len(left)} of {len(chosen)} killed (of {len(found)} possible), "
+        left = 0
+        for line, old, new, code in sorted(chosen):
+            if survives(module, code):
+                print(f"    {module}.py, line {line}: {old}  ->  {new}", flush=True)
+                left += 1
+        print(f"{module}: {len(chosen) - left} of {len(chosen)} killed (of {len(found)} possible), "
               f"{time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
-        for _, line, old, new in left:
-            print(f"    line {line}: {old}  ->  {new}", flush=True)
         whole, alive = whole + len(chosen), alive + left
-    print(f"{whole - len(alive)} of {whole} mutants killed, {1 - len(alive) / whole:.1%}")
-    return int(len(alive) > 0.05 * whole)
+    print(f"{whole - alive} of {whole} mutants killed, {1 - alive / whole:.1%}")
+    return int(alive > 0.05 * whole)
 
 
 if __name__ == "__main__":
