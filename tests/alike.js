@@ -1,7 +1,9 @@
 () => {
-  // Takes words that look alike out of sight for axe-core, which spends most of its time on the contrast of each token
-  // of each listing. Of plain spans with the same look and the same looks around them the first one stays, and so does
-  // the first one in every block. What is hidden keeps its place. Returns a function that brings all back.
+  // Takes out of axe-core's sight what it can say nothing new about; what goes keeps its place. Words that look alike:
+  // it spends most of its time on the contrast of each token of each listing; of plain spans with the same look and the
+  // same looks around them the first one stays, and so does the first one in every block. The strokes of formulas:
+  // MathJax draws them for the eye alone, without any text or a place for the focus; what a screen reader reads of a
+  // formula stays. Returns a function that brings all back.
   const LOOKS = ["color", "backgroundColor", "backgroundImage", "opacity", "fontSize", "fontWeight", "textShadow",
     "filter", "mixBlendMode", "position", "display", "visibility"];
   const numbers = new Map(), known = new WeakMap(), seen = new Set(), blocks = new Set(), hidden = [];
@@ -34,6 +36,20 @@
     if (/[\p{L}\p{N}]{2}/u.test(element.textContent)) seen.add(look); // axe judges no single characters, no signs
     blocks.add(block);
   }
+  const drawings = [...document.querySelectorAll("mjx-container > mjx-math[aria-hidden=true]")]
+    .filter((one) => !one.textContent.trim() && !one.querySelector("a, [tabindex], [id]"))
+    .map((one) => ({ one, strokes: [...one.childNodes], style: one.style.cssText, size: one.getBoundingClientRect() }));
+
   for (const element of hidden) element.style.visibility = "hidden"; // once all have been looked at
-  return () => hidden.forEach((element) => element.removeAttribute("style"));
+  for (const { one, size } of drawings) {
+    one.replaceChildren();
+    one.style.cssText += `; display: inline-block; width: ${size.width}px; height: ${size.height}px`;
+  }
+  return () => {
+    for (const element of hidden) element.removeAttribute("style");
+    for (const { one, strokes, style } of drawings) {
+      one.replaceChildren(...strokes);
+      one.style.cssText = style;
+    }
+  };
 }

@@ -28,6 +28,9 @@ def widgets(page: str) -> list[str | None]:
     return [name and name.rpartition(".")[2] for name in names]
 
 
+FLIPBOOKS = [page for page in NUMBERED if "Flipbook" in widgets(page)]
+
+
 @pytest.fixture(scope="session")
 def html(tmp_path_factory, worker_id) -> Path:
     """The book, built from the committed outputs, once for all workers; the build fails on any warning."""

@@ -5,7 +5,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from book_pages import CHAPTERS, NUMBERED, PAGES, ROOT, Visit, html, served, widgets
+from book_pages import CHAPTERS, FLIPBOOKS, PAGES, ROOT, Visit, html, served
 
 
 def test_every_notebook_is_in_the_table_of_contents():
@@ -71,39 +71,6 @@ def test_search_finds(browser, served, words, page):
         # results come one after the other
         visit.page.locator(f"#search-results li a[href*='{page}']").first.wait_for()
         assert visit.blocked == []
-
-
-FLIPBOOKS = [page for page in NUMBERED if "Flipbook" in widgets(page)]
-
-
-@pytest.fixture(scope="module", params=[(page, scheme) for page in FLIPBOOKS for scheme in ("http", "file")])
-def flipped(request, browser, html, served):
-    """A visit to a chapter with sliders: over http by a wide screen, from its file by a phone."""
-    page, scheme = request.param
-    base, width = (served, 1280) if scheme == "http" else (html.as_uri(), 390)
-    with Visit(browser, f"{base}/{page}.html", viewport={"width": width, "height": 844}) as visit:
-        visit.page.locator(".flipbook").first.wait_for()
-        yield visit
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-def test_sliders_of_a_chapter_move_without_a_kernel(flipped, width):
-    """By keys, each of them: the picture, its alternative text and the slider's value change, and come back."""
-    flipped.page.set_viewport_size({"width": width, "height": 844})
-    book = flipped.page.locator(".flipbook").first
-    pictures = book.locator(".picture")
-    for slider in book.locator("input[type=range]").all():
-        seen = [(slider.get_attribute("aria-valuetext"), pictures.get_attribute("aria-label"), pictures.inner_html())]
-        for key in ("ArrowRight", "ArrowLeft"):
-            slider.press(key)
-            picture = pictures.get_attribute("aria-label"), pictures.inner_html()
-            seen.append((slider.get_attribute("aria-valuetext"), *picture))
-        assert seen[0] == seen[2]
-        assert [before != after for before, after in zip(*seen[:2], strict=True)] == [True] * 3
-        assert len(seen[1][1]) > 40
-        assert book.locator("output").inner_text() == seen[2][1]
-    assert flipped.page.locator("img.without-script").first.is_hidden()
-    assert (flipped.blocked, flipped.complaints) == ([], [])
 
 
 def test_a_page_grows_little_by_its_flipbook():

@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch.nn import functional as F
 
+from vae_core import contrastive
 from vae_core.contrastive import (
     agreement,
     colour_views,
@@ -100,12 +102,13 @@ def test_a_temperature_must_be_positive(temperature):
 
 @given(seeds, st.integers(2, 30), st.floats(0.1, 50))
 def test_info_nce_never_exceeds_log_n_and_does_not_see_what_depends_on_u_alone(seed, n, scale):
-    scores = scale * codes(seed, 4, n, n)
+    scores = scale * codes(seed, 2, 4, n, n)
     value = info_nce(scores)
     assert value.max() <= math.log(n) + 1e-12
-    torch.testing.assert_close(info_nce(scores + codes(seed + 1, 4, n, 1)), value)
-    expected = -F.cross_entropy(scores[0], torch.arange(n), reduction="none") + math.log(n)
-    torch.testing.assert_close(value[0], expected)
+    torch.testing.assert_close(info_nce(scores + codes(seed + 1, 2, 4, n, 1)), value)
+    expected = -F.cross_entropy(scores[0, 0], torch.arange(n), reduction="none") + math.log(n)
+    torch.testing.assert_close(value[0, 0], expected)
+    torch.testing.assert_close(info_nce(scores[0, 0]), expected)
 
 
 @pytest.mark.parametrize("n", [2, 5, 40])
@@ -146,9 +149,10 @@ def test_info_nce_bounds_the_gaussian_information_and_rises_to_it_with_n(rho):
     assert (information - mean < 0.03) == (rho < 0.99)  # 3.1 nats are too many for 128 pairs
 
 
-def test_scores_must_be_square():
+@pytest.mark.parametrize("shape", [(3, 4), (3, 3, 4), (3,)])
+def test_scores_must_be_square(shape):
     with pytest.raises(ValueError, match="N by N"):
-        info_nce(torch.zeros(3, 4))
+        info_nce(torch.zeros(shape))
 
 
 # Views
@@ -198,12 +202,44 @@ def test_tints_stay_in_range_and_some_are_grey():
     assert 46 < grey.sum() < 154
 
 
+def test_what_loses_its_colour_keeps_the_mean_of_its_channels():
+    x = torch.rand(5, 3, 4, 4)
+    torch.testing.assert_close(tinted(x, strength=0, grey=1), x.mean(1, keepdim=True).expand_as(x))
+
+
 def test_brightness_and_channels_change_by_no_more_than_the_strength():
     torch.manual_seed(2)
     share = tinted(torch.full((4000, 3, 2, 2), 0.5), strength=0.1, grey=0)[:, :, 0, 0] / 0.5
     assert 0.9**2 <= share.min() < 0.83
     assert 1.19 < share.max() <= 1.1**2 + 1e-6
     assert abs(share.mean() - 1) < 6 * share.mean(1).std() / 4000**0.5
+
+
+def check_uniform(values: torch.Tensor, low: float, high: float) -> None:
+    """By their law, and up to the very ends; 4000 numbers or more."""
+    assert stats.kstest(values.flatten(), stats.uniform(low, high - low).cdf).pvalue > 1e-6
+    assert low <= values.min() < low + 0.002 * (high - low)
+    assert high - 0.002 * (high - low) < values.max() <= high
+
+
+@pytest.mark.parametrize(
+    ("views", "shape", "degrees", "smallest", "shift"),
+    [(grey_views, (1, 28, 28), 20, 0.7, 0.05), (colour_views, (3, 32, 32), 0, 0.25, 0)],
+)
+def test_views_are_turned_cut_and_moved_by_the_stated_amounts(views, shape, degrees, smallest, shift, monkeypatch):
+    seen = []
+    monkeypatch.setattr(contrastive, "resampled", lambda x, *places: seen.append(places) or x)
+    views(torch.rand(1, *shape).expand(4000, *shape))
+    ((matrices, offsets),) = seen
+    area = torch.linalg.det(matrices)
+    torch.testing.assert_close(matrices @ matrices.mT, area[:, None, None] * torch.eye(2))  # a turn, and smaller
+    check_uniform(area, smallest, 1)
+    angles = torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0]).rad2deg()
+    if degrees:
+        check_uniform(angles, -degrees, degrees)
+    else:
+        assert (angles == 0).all()
+    check_uniform(offsets / (1 - area.sqrt() + 2 * shift)[:, None], -1, 1)
 
 
 @pytest.mark.parametrize(("views", "shape"), [(grey_views, (1, 28, 28)), (colour_views, (3, 32, 32))])
@@ -238,6 +274,8 @@ def test_the_projector_stands_behind_the_code():
     model = mlp_contrastive((1, 8, 8), 3, (7,), projection=6)
     assert model.encode(x).shape == (5, 3)
     assert model.project(model.encode(x)).shape == (5, 6)
+    linear = [layer for layer in model.project.modules() if isinstance(layer, torch.nn.Linear)]
+    assert [layer.weight.shape for layer in linear] == [(12, 3), (6, 12)]
     bare = mlp_contrastive((1, 8, 8), 3, (7,), projection=0).eval()
     assert torch.equal(bare.project(bare.encode(x)), bare.encode(x))
 

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 
 from vae_core import data
-from vae_core.evaluation import corrupt, entropy_floor, evaluate, reconstruction_at_code, reconstruction_mse
+from vae_core.evaluation import (
+    corrupt,
+    entropy_floor,
+    evaluate,
+    kl_per_unit,
+    reconstruction_at_code,
+    reconstruction_mse,
+)
 from vae_core.models import VAE, conv_vae, mlp_autoencoder, mlp_vae
 from vae_core.objectives import elbo_terms
 from vae_core.training import fit
@@ -57,6 +64,20 @@ def test_reconstruction_at_the_code_is_the_cross_entropy_with_the_reconstruction
 def test_a_trained_vae_reconstructs_better_at_its_code_than_at_a_sampled_one(likelihood, float32):
     model, x = trained_on_digits(likelihood)
     assert reconstruction_at_code(model, x) < evaluate(model, x)["reconstruction"]
+
+
+# kl_per_unit
+
+
+@pytest.mark.parametrize("batch_size", [4, 1000])
+def test_the_kl_of_each_unit_is_the_formula_and_all_together_are_the_kl(batch_size):
+    model, x = mlp_vae(SHAPE, 3, hidden=(7,)), torch.rand(9, *SHAPE)
+    found = kl_per_unit(model, x, batch_size)
+    with torch.no_grad():
+        q = model.eval().posterior(x)
+    expected = (q.mean.square() + q.variance - 1 - q.variance.log()) / 2
+    torch.testing.assert_close(found, expected.mean(0))
+    assert found.sum().item() == pytest.approx(evaluate(model, x)["kl"], rel=1e-10)
 
 
 # reconstruction_mse
@@ -119,7 +140,7 @@ def test_images_of_another_shape_are_refused(figure, model):
 
 # corrupt
 
-PIXELS = 1_000_000
+PIXELS = 4_000_000
 BLACK = torch.zeros(PIXELS, 1, 1, 1, dtype=torch.uint8)
 
 

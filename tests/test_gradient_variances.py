@@ -168,3 +168,16 @@ def test_the_taylor_control_variate_leaves_nothing_of_a_quadratic(baseline):
 
     for estimates, truth in zip(replicates(surrogate, (mean, log_variance), 1000), exact, strict=True):
         assert torch.allclose(estimates, truth.expand_as(estimates), atol=1e-10)
+
+
+def test_the_taylor_control_variate_of_a_quadratic_is_f_without_its_value_at_the_mean():
+    """h(z) = f(z) − f(m), its mean is that of f without f(m), and h is a constant for f's own parameters."""
+    f, expectation = PROBLEMS["quadratic"]
+    mean, log_variance = POINTS["off"](3)
+    scale = torch.tensor(2.0, requires_grad=True)
+    q = diagonal_normal(mean[None], log_variance[None])
+    h, expected = taylor_control_variate(lambda z: scale * f(z), q)
+    z = q.sample((5,))
+    assert torch.allclose(h(z), 2 * (f(z) - f(mean)))
+    assert torch.allclose(expected, 2 * (expectation(mean, torch.diag(log_variance.exp())) - f(mean)))
+    assert not h(z).requires_grad

@@ -119,6 +119,22 @@ def test_the_error_of_the_gap_covers_the_spread_of_repeated_runs(linear):
     assert (1 - 6 * sampling) * spread < gap["error"].mean() < 1.5 * spread
 
 
+def test_the_error_of_the_gap_is_that_of_its_two_means(linear):
+    """Of log p(x), from draws of the widened q, and of the bound, from draws of q: variances add."""
+    q, n = linear.posterior(X), 500
+    log_w = []
+    for each in (q, diagonal_normal(q.mean, q.variance.log() + 2 * math.log(1.2))):
+        with random_state(3), torch.no_grad():
+            log_w.append(log_weights(WithPosterior(linear, each), X, n))
+    expected = log_w[0].var(0) / n + log_mean_exp(log_w[1])[1].square()
+    gap = inference_gap(linear, X, steps=0, num_samples=n, seed=3, at_once=n)
+    assert torch.allclose(gap["error"].square(), expected)
+
+
+def test_two_draws_are_enough_for_a_gap_and_its_error(linear):
+    assert all(figure.isfinite().all() for figure in inference_gap(linear, X, steps=1, num_samples=2).values())
+
+
 @pytest.mark.parametrize("off", [0.3, 1.0])
 def test_a_worse_encoder_has_an_amortization_gap_of_the_right_size(off):
     model = Linear(SKEW.clone(), off)

@@ -12,7 +12,7 @@ from vae_core.linear import PPCA, FactorAnalysis
 from vae_core.linear_gaussian import LinearGaussian
 
 X = torch.as_tensor(datasets.load_wine().data)
-X = (X - X.mean(0)) / X.std(0)
+X = (X - X.mean(0)) / X.std(0) + torch.linspace(-3, 3, 13)
 
 
 @pytest.fixture(params=[PPCA, FactorAnalysis], ids=lambda kind: kind.__name__)

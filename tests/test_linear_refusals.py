@@ -25,14 +25,29 @@ def test_bad_data_and_numbers_of_components_are_refused(k, X, d, message):
         models(d)[k].fit(X)
 
 
+def test_two_points_are_enough_for_a_line():
+    assert PCA(1).fit(torch.tensor([[0.0, 0.0], [3.0, 4.0]])).explained_variance_.tolist() == pytest.approx(
+        [6.25]
+    )  # with 1/n
+
+
 @pytest.mark.parametrize("k", [2, 3, 4])
 def test_data_in_a_subspace_of_that_many_dimensions_have_no_density(k):
     flat = torch.randn(50, 2) @ torch.randn(2, 6) + 5
-    for X, d in ((flat, 2), (flat, 4), (torch.randn(60, 60), 59), (torch.ones(5, 3), 1)):
+    line = torch.randn(50, 1) @ torch.randn(1, 6)
+    for X, d in ((flat, 2), (flat, 4), (line, 1), (torch.randn(60, 60), 59), (torch.ones(5, 3), 1)):
         if k == 4 and X.std() == 0:
             continue  # constant columns are factor analysis' own case
         with pytest.raises(ValueError, match="leaves no variance for the noise"):
             models(d)[k].fit(X)
+
+
+@pytest.mark.parametrize("large", [slice(3), slice(3, None)])
+def test_columns_in_other_units_are_not_taken_for_a_subspace(large):
+    X, units = torch.as_tensor(standardised("wine")), torch.ones(13)
+    units[large] = 1e7
+    expected = FactorAnalysis(3).fit(X).score(X) - units.log().sum()
+    assert FactorAnalysis(3).fit(X * units).score(X * units) == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_a_column_that_is_there_twice_has_no_density_under_factor_analysis():
@@ -63,3 +78,10 @@ def test_too_few_steps_are_warned_of_and_counted(k):
         model.fit(DATA["digits"])
     assert caught[0].filename == __file__ or k == 3
     assert k == 1 or len(model.log_likelihoods_) == 4
+
+
+@pytest.mark.parametrize("k", [3, 4])
+def test_any_gain_ends_the_fit_where_every_gain_is_too_small(k):
+    model = models(2)[k]
+    model.tol = float("inf")
+    assert len(model.fit(standardised("wine")).log_likelihoods_) == 2

@@ -605,6 +605,18 @@ def test_figures_after_each_epoch_do_not_disturb_training(x):
     assert timeless(rows) == timeless(expected)
 
 
+def test_figures_after_each_epoch_are_those_of_evaluation_mode(x):
+    """A forward pass in training mode would take the batch's own statistics, and change the running averages."""
+
+    def mean(model: VAE) -> dict[str, float]:
+        return {"mean": model.reconstruct(x).mean().item()}
+
+    (watched, rows), (alone, _) = train(x, epochs=2, after_epoch=mean), train(x, epochs=2)
+    assert any(isinstance(module, nn.BatchNorm1d) for module in watched.modules())
+    assert same_state(watched, alone)
+    assert rows[-1]["mean"] == alone.reconstruct(x).mean().item()
+
+
 def test_the_last_figure_is_that_of_the_trained_model(x):
     model, history = train(x, after_epoch=lambda model: evaluate(model, x, seed=3))
     assert evaluate(model, x, seed=3).items() <= history[-1].items()

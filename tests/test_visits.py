@@ -1,6 +1,7 @@
 """Every page of the built book, opened in a real browser with the network blocked, and looked at from all sides.
 
-A page is opened once for all of its tests; whoever wants another size or colour scheme says so.
+A page is opened twice for all of its tests: over http on a desk, and from its file on a phone. Whoever wants another
+width or colour scheme says so.
 """
 
 import re
@@ -8,17 +9,25 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from book_pages import NUMBERED, PAGES, Visit, html, served, widgets
+from book_pages import FLIPBOOKS, NUMBERED, PAGES, Visit, html, served, widgets
 
 MATHS = [*NUMBERED, "book/notation", "book/identities", "book/api"]
 ALIKE = Path(__file__).with_name("alike.js").read_text()
-DESKTOP = {"width": 1280, "height": 844}
+DESKTOP, PHONE = {"width": 1280, "height": 844}, {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module", params=PAGES)
 def opened(request, browser, served):
     """A visit to this page, with its name."""
     with Visit(browser, f"{served}/{request.param}.html", viewport=DESKTOP, color_scheme="light") as visit:
+        visit.name = request.param
+        yield visit
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def on_phone(request, browser, html):
+    """The same on a phone, without a server."""
+    with Visit(browser, f"{html.as_uri()}/{request.param}.html", viewport=PHONE) as visit:
         visit.name = request.param
         yield visit
 
@@ -36,10 +45,8 @@ def test_a_page_opens_without_a_network_and_without_complaint(opened):
     check_opened(opened, opened.name)
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_opens_from_its_file(browser, html, name):
-    with Visit(browser, f"{html.as_uri()}/{name}.html") as visit:
-        check_opened(visit, name)
+def test_a_page_opens_from_its_file(on_phone):
+    check_opened(on_phone, on_phone.name)
 
 
 def test_pictures_are_loaded_and_described(opened):
@@ -52,8 +59,45 @@ def test_pictures_are_loaded_and_described(opened):
         assert picture.evaluate("async (i) => { i.loading = 'eager'; await i.decode(); return i.naturalWidth }") > 100
 
 
+def check_sliders(visit: Visit) -> None:
+    """By keys, each of them: the picture, its alternative text and the slider's value change, and come back."""
+    book = visit.page.locator(".flipbook").first
+    pictures = book.locator(".picture")
+    for slider in book.locator("input[type=range]").all():
+        seen = [(slider.get_attribute("aria-valuetext"), pictures.get_attribute("aria-label"), pictures.inner_html())]
+        for key in ("ArrowRight", "ArrowLeft"):
+            slider.press(key)
+            picture = pictures.get_attribute("aria-label"), pictures.inner_html()
+            seen.append((slider.get_attribute("aria-valuetext"), *picture))
+        assert seen[0] == seen[2]
+        assert [before != after for before, after in zip(*seen[:2], strict=True)] == [True] * 3
+        assert len(seen[1][1]) > 40
+        assert book.locator("output").inner_text() == seen[2][1]
+    assert visit.page.locator("img.without-script").first.is_hidden()
+    assert (visit.blocked, visit.complaints) == ([], [])
+
+
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_sliders_of_a_chapter_move_without_a_kernel(opened, size):
+    if opened.name not in FLIPBOOKS:
+        pytest.skip("no such sliders")
+    opened.page.set_viewport_size(size)  # ends at its own
+    check_sliders(opened)
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_sliders_of_a_chapter_move_from_its_file(on_phone, size):
+    if on_phone.name not in FLIPBOOKS:
+        pytest.skip("no such sliders")
+    on_phone.page.set_viewport_size(size)
+    check_sliders(on_phone)
+
+
 def serious_faults(page) -> dict[str, list[str]]:
-    """What axe-core calls serious or critical: by rule, the elements. Of plain words that look alike it sees one."""
+    """What axe-core calls serious or critical: by rule, the elements. Of plain words that look alike it sees one.
+
+    It asks for a style sheet in the wrong place: what the page complains of is looked at before.
+    """
     show_all = page.evaluate_handle(ALIKE)
     found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
     show_all.evaluate("back => back()")
@@ -88,12 +132,10 @@ def test_one_faint_word_among_many_is_found(browser, served, change):
         assert "color-contrast" in serious_faults(visit.page)
 
 
-@pytest.mark.parametrize("width", [390, 320])
-def test_nothing_sticks_out_of_a_phone(opened, width):
-    opened.page.set_viewport_size({"width": width, "height": 844})
-    sticking = opened.page.evaluate("document.documentElement.scrollWidth")
-    opened.page.set_viewport_size(DESKTOP)
-    assert sticking <= width
+@pytest.mark.parametrize("width", [320, PHONE["width"]])
+def test_nothing_sticks_out_of_a_phone(on_phone, width):
+    on_phone.page.set_viewport_size(PHONE | {"width": width})
+    assert on_phone.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_sliders_that_need_python_say_so(opened):

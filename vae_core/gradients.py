@@ -82,9 +82,8 @@ def inverse_cdf(q: Distribution, num_samples: int) -> Tensor:
     """
     base = _factors(q)
     u = torch.rand(_size(num_samples) + base.batch_shape + base.event_shape, dtype=q.mean.dtype, device=q.mean.device)
-    edge = torch.finfo(u.dtype).eps / 2
     try:
-        return base.icdf(u.clamp(edge, 1 - edge))  # never 0 or 1, whose places would be infinite
+        return base.icdf(u.clamp(min=torch.finfo(u.dtype).eps / 2))  # 0 can be drawn, 1 cannot: its place is infinite
     except NotImplementedError:
         raise ValueError(f"{_name(q)} has no inverse distribution function; use another draw") from None
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vae_core import checkpoints
-from vae_core.runtime import Runtime, check_seed, random_state, unit_interval
+from vae_core.runtime import Runtime, check_seed, evaluation_mode, random_state, unit_interval
 from vae_core.steps import GraphedStep, Step
 
 Objective = Callable[..., Tensor | tuple[Tensor, dict[str, Tensor]]]  # of the model, a batch, and what `fit` adds
@@ -66,9 +66,9 @@ def fit(
 
     With `checkpoint`, everything needed to go on is written there after each epoch; `resume=True` goes on
     from it; `identity` is kept there too, for what else makes a run what it is (a hash of its config, say).
-    The figures that `after_epoch(model)` returns are added to the epoch's row: a test loss, for a curve. It
-    may draw random numbers; training goes on as if it had not. Interrupted (Ctrl-C, a notebook's stop button), the
-    model keeps what it has learnt so far and stands in evaluation mode; the next cell may use it.
+    The figures that `after_epoch(model)` returns, called in evaluation mode, are added to the epoch's row: a test loss,
+    for a curve. It may draw random numbers; training goes on as if it had not. Interrupted (Ctrl-C, a notebook's stop
+    button), the model keeps what it has learnt so far and stands in evaluation mode; the next cell may use it.
 
     Without a `runtime` the model trains where it is. On a CUDA device whole steps are captured in a graph and
     nothing leaves the device within an epoch. If the `runtime` is one of several processes (`torchrun`), each
@@ -195,11 +195,9 @@ def _epoch(step: Step, batch_size: int, pace: _Pace, epoch: int, bar) -> tuple[T
 
 
 def _undisturbed(function: Callable[[nn.Module], dict[str, float]], model: nn.Module) -> dict[str, float]:
-    """What `function(model)` returns, with random state and training mode left as they were."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        figures = function(model)
-    model.train()
-    return figures
+    """What `function(model)` returns in evaluation mode; random state and each module's mode are left as they were."""
+    with evaluation_mode(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        return function(model)
 
 
 def _check_finite(sums: Tensor, model: nn.Module, good: dict, epoch: int) -> None:
