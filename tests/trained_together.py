@@ -1,5 +1,5 @@
 """A small VAE on the digits, trained by however many processes `torchrun` starts; rank 0 prints its history,
-a line for each reduction on the command line.
+a line for each reduction on the command line. So one process trains several times, in the same group.
 
 The noise of the reparameterization travels with each image, in a second channel, so that it does not matter
 which process draws it: one process and several then compute the same thing.

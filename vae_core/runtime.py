@@ -1,5 +1,6 @@
 """Where a computation runs: device, ranks, seeds, and how stored images become a batch there."""
 
+import atexit
 import contextlib
 import os
 import platform
@@ -48,17 +49,15 @@ class Runtime:
         """The same device, as a run of its own."""
         return Runtime(self.device)
 
-    @contextlib.contextmanager
-    def process_group(self) -> Iterator[None]:
-        """Join the other processes of the run, if there are any: gloo on CPUs, nccl on CUDA devices."""
-        if self.world_size == 1 or distributed.is_initialized():
-            yield
-            return
-        distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        try:
-            yield
-        finally:
-            distributed.destroy_process_group()
+    def join(self) -> None:
+        """Join the other processes of the run, if there are any, until this one ends: gloo on CPUs, nccl on CUDA.
+
+        Once for all trainings: torch numbers its groups anew when one is closed, and a second one would look for the
+        others where the first one had met them.
+        """
+        if self.world_size > 1 and not distributed.is_initialized():
+            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            atexit.register(distributed.destroy_process_group)
 
     def describe(self) -> str:
         """The device in words, as records print it: `"cpu: AMD EPYC, 2 threads"`."""

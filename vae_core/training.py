@@ -88,7 +88,8 @@ def fit(
     x, model, on_cuda = x.to(runtime.device), model.to(runtime.device), runtime.device.type == "cuda"
     rates: dict[str, Any] = dict(lr=learning_rate, weight_decay=weight_decay, betas=tuple(betas))
     optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=on_cuda, **rates)
-    with runtime.process_group(), random_state(training_stream(seed)):
+    runtime.join()
+    with random_state(training_stream(seed)):
         history = _restore(checkpoint, model, optimizer, settings, epochs, resume)
         parts = (model, x, objective, optimizer, reduction, runtime, anneal is not None, y)
         step = GraphedStep(*parts) if on_cuda else Step(*parts)
