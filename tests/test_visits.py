@@ -62,6 +62,7 @@ def test_pictures_are_loaded_and_described(opened):
 def check_sliders(visit: Visit) -> None:
     """By keys, each of them: the picture, its alternative text and the slider's value change, and come back."""
     book = visit.page.locator(".flipbook").first
+    book.wait_for()
     pictures = book.locator(".picture")
     for slider in book.locator("input[type=range]").all():
         seen = [(slider.get_attribute("aria-valuetext"), pictures.get_attribute("aria-label"), pictures.inner_html())]
