@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_core.catalogue import find
-from vae_core.data import Dataset, load
+from vae_core.data import Dataset, check_writable, load
 from vae_core.distributions import diagonal_normal
 from vae_core.evaluation import evaluate, inference_gap, many_log_weights
 from vae_core.inference import annealed_importance_sampling, log_mean_exp
@@ -92,7 +92,7 @@ def bounds(model: nn.Module, x: Tensor, counts: Sequence[int] = COUNTS) -> tuple
 
 
 def gaps(model: nn.Module, x: Tensor) -> tuple[Figures, Tensor]:
-    """Both parts of the inference gap; values (approximation, amortization, log p(x)) x N."""
+    """Both parts of the inference gap; values (approximation, amortization, log p(x), the ELBO) x N."""
     found = inference_gap(model, x, **SEARCH)
     keys = ("approximation_gap", "amortization_gap", "log_likelihood", "elbo")
     values = torch.stack([found[key] for key in keys])
@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=default_out())
     options = parser.parse_args()
+    check_writable(options.out, "the folder for records", "choose another with --out")
     begin, dataset = time.perf_counter(), load("mnist", options.data_root)
     record = made_by(NAME, "python book/bounds.py", Runtime.detect("cpu"))
     record |= {"seed": 0, "data_sha256": dataset.sha256}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vae_core.catalogue import find
-from vae_core.data import load
+from vae_core.data import check_writable, load
 from vae_core.explorer import EncodedImages
 from vae_core.records import default_out, load_trained
 from vae_core.runtime import unit_interval
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=default_out())
     options = parser.parse_args()
+    check_writable(options.out, "the folder for records", "choose another with --out")
     for name in NAMES:
         encoded(name, options.data_root).save(options.out / f"{name}.codes.safetensors")
         print(f"{name}.codes.safetensors")

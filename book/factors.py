@@ -21,6 +21,7 @@ from sklearn.ensemble import RandomForestClassifier
 from torch import Tensor, nn
 from torch.distributions import Independent
 
+from vae_core.data import check_writable
 from vae_core.distributions import diagonal_normal, standard_normal
 from vae_core.likelihoods import bernoulli
 from vae_core.linear import PCA
@@ -195,6 +196,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--out", type=Path, default=default_out())
     options = parser.parse_args()
+    check_writable(options.out, "the folder for records", "choose another with --out")
     x, v = factor_images()
     record = made_by(NAME, f"python book/{NAME}.py", Runtime.detect("cpu"))
     record["data_sha256"] = hashlib.sha256((x * 255).round().to(torch.uint8).numpy().tobytes()).hexdigest()

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vae_core.data import load
+from vae_core.data import check_writable, load
 from vae_core.linear import PCA, PPCA, FactorAnalysis
 from vae_core.linear_gaussian import LinearGaussian
 from vae_core.records import default_out, made_by, write_record
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=default_out())
     options = parser.parse_args()
+    check_writable(options.out, "the folder for records", "choose another with --out")
     dataset = load("mnist", options.data_root)
     train, test = dequantized(dataset.x_train, 0), dequantized(dataset.x_test, 1)
     grey_train, grey_test = (x.flatten(1).double() / 255 for x in (dataset.x_train, dataset.x_test))

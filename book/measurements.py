@@ -16,7 +16,7 @@ from sklearn.manifold import TSNE, trustworthiness
 from torch import Tensor, nn
 
 from vae_core.catalogue import find
-from vae_core.data import Dataset, load
+from vae_core.data import Dataset, check_writable, load
 from vae_core.evaluation import kl_per_unit, linear_probe, neighbour_accuracy, reconstruction_mse, sharpness
 from vae_core.experiments import losses
 from vae_core.linear import PCA
@@ -273,6 +273,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.names) - set(MEASUREMENTS):
         parser.error(f"unknown {', '.join(sorted(unknown))}; known: {', '.join(MEASUREMENTS)}")
+    check_writable(options.out, "the folder for records", "choose another with --out")
     missing = [name for name in MEASUREMENTS if not (options.out / f"measured-{name}.json").exists()]
     for name in options.names or missing:
         measure(name, options.data_root, options.out)

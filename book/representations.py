@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vae_core.catalogue import FAST, find
 from vae_core.contrastive import agreement, colour_views, conv_contrastive, grey_views, mlp_contrastive, placed
-from vae_core.data import Dataset, load
+from vae_core.data import Dataset, check_writable, load
 from vae_core.evaluation import evaluate, linear_probe, neighbour_accuracy
 from vae_core.linear import PCA
 from vae_core.models import Autoencoder, conv_vae, mlp_autoencoder, mlp_vae
@@ -254,6 +254,7 @@ def main() -> None:
     path = options.out / f"measured-{NAME}.json"
     if (options.epochs or options.images) and options.out == default_out():
         parser.error("trying out needs another --out, so that no record is overwritten")
+    check_writable(options.out, "the folder for records", "choose another with --out")
     for name in [options.only] if options.only else TASKS:
         if name in already(path)[0]["figures"]:
             continue

@@ -4,10 +4,13 @@ The files of data sets have their own table (test_data.py), the command line its
 and full disks theirs (test_faults.py, test_precautions.py), the linear models theirs (test_linear_refusals.py).
 """
 
+import importlib
 import json
 import pickle
 import shutil
+import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -111,6 +114,14 @@ TABLE = {
     "a seed too large": (lambda: seed_everything(2**32), ValueError, ["seed", str(2**32)]),
     "labels of fewer images": (lambda: trained(y=torch.zeros(5, 10)), ValueError, ["y", "5", "12"]),
     "images of whole numbers": (lambda: trained(X.long()), TypeError, ["int64", "uint8"]),
+    "an objective of one number": (
+        lambda: fit(vae(), X, lambda model, x: objectives.elbo(model, x).mean(), epochs=1, batch_size=4),
+        ValueError, ["objective", "(4,)", "got ()"],
+    ),
+    "an objective for each sample": (
+        lambda: fit(vae(), X, partial(objectives.log_weights, num_samples=3), epochs=1, batch_size=4),
+        ValueError, ["objective", "(4,)", "got (3, 4)"],
+    ),
     "images that hold nan": (lambda: trained(NAN), NonFiniteLossError, ["nan", "epoch 1"]),
     "a device that does not exist": (lambda: Runtime.detect("tpu"), ValueError, ["device", "'tpu'", "cpu"]),
     # evaluation and inference
@@ -160,6 +171,26 @@ def test_bad_input_is_refused_in_one_sentence_that_names_it(name):
     assert [word for word in words if word not in said] == [], said
     assert len(said) < 400
     assert type(caught.value) is kind
+
+
+FIRST = {  # what each script that measures does first
+    "bounds": "load",
+    "explorer_codes": "encoded",
+    "factors": "train",
+    "linear_mnist": "load",
+    "measurements": "measure",
+    "representations": "load",
+}
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_a_folder_that_cannot_be_written_is_refused_before_hours_of_computing(name, tmp_path, monkeypatch):
+    script = importlib.import_module(name)
+    monkeypatch.setattr(script, FIRST[name], lambda *_args, **_kwargs: pytest.fail("computed before it looked"))
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--out", str(tmp_path / "file" / "results")])
+    with pytest.raises(OSError, match=r"the folder for records .*results cannot be written .*--out"):
+        script.main()
 
 
 # Files

@@ -6,7 +6,7 @@ from torch.nn.functional import one_hot
 
 from vae_core.data import load
 from vae_core.evaluation import evaluate, neighbour_accuracy
-from vae_core.models import mlp_conditional_vae
+from vae_core.models import ConditionalVAE, mlp_conditional_vae
 from vae_core.objectives import beta_elbo_terms, elbo, elbo_terms, iwae_bound
 from vae_core.training import fit
 
@@ -68,6 +68,29 @@ def test_another_condition_is_refused(model, y):
 def test_a_condition_without_numbers_is_refused(size):
     with pytest.raises(ValueError, match="condition_dim must be a positive integer"):
         mlp_conditional_vae(SHAPE, 2, size)
+
+
+def test_conditions_of_other_data_are_refused(model):
+    view, x = model.given(labels(0, 1, 2)), torch.rand(4, *SHAPE)
+    for ask in (lambda: view.reconstruct(x), lambda: view.sample(4), lambda: view.decode(torch.zeros(2))):
+        with pytest.raises(ValueError, match=r"the condition is that of 3 data, got .*; give each batch its own y"):
+            ask()
+    assert evaluate(view, x[:3])["n"] == 3
+    with pytest.raises(ValueError, match="give each batch its own y"):
+        evaluate(view, x[:3], batch_size=2)
+    assert model.given(labels(1)).sample(4).shape == (4, *SHAPE)
+
+
+def test_labels_may_come_in_double_precision(float32, model):
+    model = model.float()
+    assert model.given(labels(0, 1)).reconstruct(torch.rand(2, *SHAPE)).dtype == torch.float32
+
+
+def test_it_takes_the_arguments_of_a_vae_by_name():
+    encoder, decoder = torch.nn.Linear(19, 7), torch.nn.Linear(5, 16)
+    parts = dict(feature_dim=7, latent_dim=2, input_shape=SHAPE, likelihood="gaussian")
+    model = ConditionalVAE(encoder, decoder, condition_dim=3, **parts)
+    assert model.given(labels(1)).likelihood(torch.zeros(1, 2)).base_dist.scale.eq(1).all()
 
 
 def test_training_hands_every_image_its_own_condition(model):

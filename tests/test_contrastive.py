@@ -69,20 +69,46 @@ def test_nt_xent_is_the_loop_of_its_paper(seed, n, temperature):
     torch.testing.assert_close(nt_xent(u, v, temperature), torch.stack(expected))
 
 
+def bounds(n: int, temperature: float) -> list[float]:
+    """Those of the docstring: each of the other 2n − 2 codes is as near as the other view, or as far, as can be."""
+    return [-math.log(1 + (2 * n - 2) * math.exp(side * 2 / temperature)) for side in (1, -1)]
+
+
 @given(seeds, st.integers(2, 20), st.floats(0.05, 5))
 def test_nt_xent_has_the_stated_bounds_and_sees_neither_scale_nor_order_nor_a_turn(seed, n, temperature):
     u, v = codes(seed, 2, n, 3)
-    value = nt_xent(u, v, temperature)
-    assert (value + math.log(2 * n - 1)).abs().max() <= 2 / temperature + 1e-9
+    value, (lower, upper) = nt_xent(u, v, temperature), bounds(n, temperature)
+    assert lower - 1e-9 <= value.min() <= value.max() <= upper + 1e-9
     Q = torch.linalg.qr(codes(seed + 1, 3, 3))[0]
     torch.testing.assert_close(nt_xent(7 * v @ Q, u @ Q, temperature), value)
 
 
-def test_two_opposite_images_attain_its_maximum():
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+def test_two_opposite_images_attain_its_maximum(temperature):
+    """cos(u, v) = 1, and −1 with both codes of the other image: −log(1 + 2e^{−2/τ}), the stated bound, for both."""
     u = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    largest = -math.log(1 + 2 * math.exp(-2 / 0.5))
-    torch.testing.assert_close(nt_xent(u, u), torch.full((2,), largest))
-    assert largest < 2 / 0.5 - math.log(3)
+    _, upper = bounds(2, temperature)
+    assert upper == pytest.approx(-math.log(1 + 2 * math.exp(-2 / temperature)), rel=1e-12)
+    torch.testing.assert_close(nt_xent(u, u, temperature), torch.full((2,), upper), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [3, 8])
+def test_of_more_images_one_can_attain_the_maximum_but_not_all(n):
+    """One at a point, the others opposite: these have 2n − 4 codes in their own place."""
+    u = torch.tensor([[1.0, 0.0]] + (n - 1) * [[-1.0, 0.0]])
+    value, (_, upper) = nt_xent(u, u), bounds(n, 0.5)
+    others = -math.log(2 * n - 3 + 2 * math.exp(-2 / 0.5))
+    torch.testing.assert_close(value, torch.tensor([upper] + (n - 1) * [others]))
+    assert others < upper - 0.5
+
+
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_one_of_an_images_two_views_attains_the_minimum_but_not_both(n):
+    """u opposite to v, all others at u: the bound for u; v is as far from them as from u, 1 in 2n − 1."""
+    u = torch.tensor(n * [[1.0, 0.0]])
+    v = torch.tensor([[-1.0, 0.0]] + (n - 1) * [[1.0, 0.0]])
+    lower, _ = bounds(n, 0.5)
+    assert nt_xent(u, v)[0].item() == pytest.approx((lower - math.log(2 * n - 1)) / 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("shapes", [((3, 2), (4, 2)), ((1, 2), (1, 2)), ((2, 3, 2), (2, 3, 2))])

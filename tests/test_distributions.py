@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.distributions import Cauchy, MultivariateNormal, Normal
+from torch.distributions import Categorical, Cauchy, Independent, MixtureSameFamily, MultivariateNormal, Normal
 from torch.distributions import kl_divergence as torch_kl
 
 from vae_core.distributions import (
     diagonal_normal,
+    factors,
     kl_divergence,
     kl_monte_carlo,
     log_prob_reparameterized,
@@ -133,6 +134,62 @@ def test_monte_carlo_kl_averages_over_its_samples():
     q, p = random_diagonal(2).expand((50_000,)), random_diagonal(2)
     one, sixteen = kl_monte_carlo(q, p, 1).var(), kl_monte_carlo(q, p, 16).var()
     assert (one / sixteen).item() == pytest.approx(16, rel=0.1)
+
+
+def test_monte_carlo_kl_of_a_mixture_agrees_with_quadrature_and_no_gradient_flows_through_its_draws():
+    means = torch.tensor([[-1.5], [0.8]], requires_grad=True)
+    parts = diagonal_normal(means, torch.tensor([[-1.0], [0.4]]))
+    q, p = MixtureSameFamily(Categorical(logits=torch.tensor([0.3, -0.2])), parts), standard_normal(1)
+    z = torch.linspace(-20, 20, 200_001)
+    gap = (q.log_prob(z[:, None]) - p.log_prob(z[:, None])).detach()
+    exact = torch.trapezoid(q.log_prob(z[:, None]).exp().detach() * gap, z)
+    draws = kl_monte_carlo(q.expand((200_000,)), p)
+    assert abs(draws.mean() - exact) < 6 * draws.std() / len(draws) ** 0.5
+    torch.manual_seed(3)
+    (found,) = torch.autograd.grad(kl_monte_carlo(q, p, 7), means)
+    torch.manual_seed(3)
+    (score,) = torch.autograd.grad(q.log_prob(q.sample((7,))).mean(), means)
+    assert torch.allclose(found, score)
+
+
+def test_the_gradient_of_the_monte_carlo_kl_of_a_gaussian_flows_through_its_draws():
+    """At fixed noise log q does not depend on the mean, and the slope of −log p is z."""
+    mean = torch.randn(3, requires_grad=True)
+    q = diagonal_normal(mean, torch.zeros(3))
+    torch.manual_seed(3)
+    (found,) = torch.autograd.grad(kl_monte_carlo(q, standard_normal(3), 7), mean)
+    torch.manual_seed(3)
+    assert torch.allclose(found, q.sample((7,)).mean(0), atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, "2"])
+def test_monte_carlo_kl_refuses_a_number_of_samples_that_is_no_positive_integer(count):
+    with pytest.raises(ValueError, match=f"num_samples must be a positive integer, got {count!r}"):
+        kl_monte_carlo(random_diagonal(2), random_diagonal(2), count)
+
+
+def test_factors_are_the_gaussians_of_the_coordinates():
+    mean, log_variance = torch.randn(2, 5, 3)
+    found = factors(diagonal_normal(mean, log_variance))
+    assert (found.batch_shape, found.event_shape) == ((5, 3), ())
+    assert torch.equal(found.mean, mean)
+    assert torch.allclose(found.variance, log_variance.exp())
+
+
+@pytest.mark.parametrize(
+    ("law", "kind"),
+    [
+        (MultivariateNormal(torch.zeros(2), torch.eye(2)), "MultivariateNormal"),
+        (Normal(torch.zeros(2), torch.ones(2)), "Normal"),
+        (Independent(Cauchy(torch.zeros(2), torch.ones(2)), 1), "Independent"),
+        (Independent(Normal(torch.zeros(3, 2), torch.ones(3, 2)), 2), "Independent"),
+    ],
+)
+def test_factors_name_the_argument_that_does_not_factorise(law, kind):
+    with pytest.raises(TypeError, match=f"^q must be a diagonal_normal, got {kind}$"):
+        factors(law)
+    with pytest.raises(TypeError, match=f"^prior must be a diagonal_normal, got {kind}$"):
+        factors(law, "prior")
 
 
 def test_change_of_variables_gives_log_q_from_the_noise_alone():

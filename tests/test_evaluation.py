@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_data import refused
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Bernoulli, Normal
 
 from vae_core import data
+from vae_core.distributions import diagonal_normal
 from vae_core.evaluation import (
     corrupt,
     entropy_floor,
@@ -46,6 +48,36 @@ def trained_on_digits(likelihood: str = "bernoulli") -> tuple[VAE, Tensor]:
     model = mlp_vae((1, 8, 8), 2, hidden=(16, 8), likelihood=likelihood)
     fit(model, digits.x_train, elbo_terms, epochs=5, batch_size=64, learning_rate=1e-2, progress=False)
     return model, digits.x_test
+
+
+# Where and in what precision
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch knows no CUDA")
+def test_what_comes_from_a_device_stays_on_it():
+    """Without a device: tensors that have shapes and places but no values (torch's FakeTensorMode)."""
+
+    class Own:  # no nn.Module: nobody can ask where its parameters are
+        prior = property(lambda self: self.q(torch.zeros(2, device="cuda")))
+
+        def q(self, mean: Tensor):
+            return diagonal_normal(mean, torch.zeros_like(mean))
+
+        def posterior(self, x: Tensor):
+            return self.q(x.flatten(1)[:, :2] + torch.zeros(2, device="cuda"))
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        images = torch.zeros(3, *SHAPE, dtype=torch.uint8)
+        assert corrupt(images, 0.5).device.type == "cuda"
+        assert kl_per_unit(Own(), images / 255.0).device.type == "cuda"
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_images_of_the_other_precision_are_as_good(dtypes, model):
+    of_model, of_images = dtypes
+    model, x = model.to(of_model), torch.rand(6, *SHAPE, dtype=torch.float32)
+    as_its_own, as_other = (reconstruction_mse(model, x.to(dtype)) for dtype in (of_model, of_images))
+    assert as_its_own == pytest.approx(as_other, rel=1e-5)
 
 
 # reconstruction_at_code
@@ -234,7 +266,22 @@ def test_black_and_white_pixels_have_no_entropy():
     assert str(entropy_floor(torch.bernoulli(torch.full((5, *SHAPE), 0.4)))) == "0.0"  # not -0.0
 
 
-@pytest.mark.parametrize("x", [torch.rand(0, *SHAPE), torch.full((2, *SHAPE), 1.01), torch.full((2, *SHAPE), -0.01)])
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.rand(0, *SHAPE),
+        torch.full((2, *SHAPE), 1.01),
+        torch.full((2, *SHAPE), -0.01),
+        torch.full((2, *SHAPE), torch.nan),
+    ],
+)
 def test_an_entropy_floor_is_asked_of_images_in_the_unit_interval(x):
     with refused(ValueError, "x must hold images with values in [0, 1]"):
         entropy_floor(x)
+
+
+@every_figure
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batches_of_none_are_refused(figure, batch_size):
+    with refused(ValueError, "batch_size must be a positive integer, got"):
+        figure(BUILDERS["VAE"](), torch.rand(2, *SHAPE), batch_size=batch_size)

@@ -182,6 +182,15 @@ def test_the_experiments_own_seed_is_no_other_seed(recorded, tmp_path):
     assert read(tmp_path / "digits-d2.json")["test"] == read(recorded / "digits-d2.json")["test"]
 
 
+def test_numpys_integers_make_the_same_record(recorded, tmp_path):
+    record, path = experiments.run(
+        "digits-d2", epochs=np.int64(2), seed=np.int64(0), device="cpu", out=tmp_path, progress=False
+    )
+    assert record == read(path)
+    assert record["test"] == read(recorded / "digits-d2.json")["test"]
+    assert record["command"] == read(recorded / "digits-d2.json")["command"]
+
+
 def test_an_untrained_network_can_be_recorded(tmp_path):
     assert run(tmp_path, "--epochs", 0) == 0
     assert read(tmp_path / "digits-d2.json")["history"] == []
@@ -372,6 +381,12 @@ def test_reproduce_runs_only_what_matches(two_experiments, tmp_path):
     assert names_in(tmp_path) == ["small-s7.json", "small.json"]
 
 
+def test_a_pattern_that_no_name_matches_is_refused_in_one_line(two_experiments, tmp_path, capsys):
+    code = main(["reproduce", "--only", "no-such-*", "--out", str(tmp_path)])
+    assert_one_error(code, capsys, "'no-such-*'", "python -m vae_core list")
+    assert names_in(tmp_path) == []
+
+
 @pytest.mark.parametrize("change", [{"epochs": 5}, {"training": {}}, {"model": {"latent_dim": 3}}])
 def test_a_record_of_another_definition_is_not_valid(change, two_experiments, tmp_path):
     experiments.run("small", out=tmp_path, device="cpu", progress=False)
@@ -410,7 +425,32 @@ def test_cost_of_a_convolution_counts_every_place():
     assert catalogue.multiply_adds(catalogue.find("chen-cifar10-cnn").network) == 2 * convolutions + 3 * 2048 * 256
 
 
+def test_cost_counts_every_decoded_draw():
+    """Encoder 784-200-200-(50, 50), decoder 50-200-200-784: the images are encoded once, each draw is decoded."""
+    encoder, decoder = 784 * 200 + 200 * 200 + 2 * 200 * 50, 50 * 200 + 200 * 200 + 200 * 784
+    for k in (1, 5, 50):
+        assert catalogue.find(f"iwae-mnist-k{k}").cost == 6 * (encoder + k * decoder) * 60_000 * 20
+
+
+def test_cost_of_a_transposed_convolution_counts_every_decoded_draw():
+    convolutions = 16 * (16 * 16 * 3 * 32 + 8 * 8 * 32 * 64 + 4 * 4 * 64 * 128)
+    network = catalogue.find("chen-cifar10-cnn").network
+    assert catalogue.multiply_adds(network, 3) == 4 * convolutions + (2 + 3) * 2048 * 256
+
+
+def test_the_cheapest_come_first_whatever_the_number_of_draws(tmp_path):
+    found = dict.fromkeys(experiment.name for experiment, _ in experiments.pending(tmp_path, "*iwae-*"))
+    assert list(found) == [f"{kind}-mnist-k{k}" for k in (1, 5, 50) for kind in ("iwae", "static-iwae")]
+
+
 # Weights
+
+
+def test_loading_weights_leaves_the_random_state(two_experiments, tmp_path):
+    experiments.run("large", out=tmp_path, device="cpu", progress=False)
+    before = torch.get_rng_state()
+    records.load_trained("large", tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_recorded_weights_give_the_recorded_figures(two_experiments, tmp_path):

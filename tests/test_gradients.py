@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -168,6 +169,35 @@ def test_laws_that_are_no_gaussian(law, draw):
     assert_unbiased(replicates(surrogate, parameters, 40_000), derivatives(expectation(*parameters), parameters))
 
 
+def logistic(loc: Tensor, scale: Tensor, cache_size: int = 0) -> Independent:
+    """From torch's parts: it has quantiles, but nobody has told torch its mean. Batch (B,), event (d,)."""
+    base = laws.Uniform(torch.zeros_like(loc), torch.ones_like(loc))
+    steps = [laws.SigmoidTransform(cache_size).inv, laws.AffineTransform(loc, scale, cache_size=cache_size)]
+    return Independent(laws.TransformedDistribution(base, steps), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_law_without_a_mean_has_quantiles_too(dtype):
+    loc, scale = (torch.full((1, 2), value, dtype=dtype, requires_grad=True) for value in (0.3, 0.7))
+    q = logistic(loc, scale)
+    with pytest.raises(NotImplementedError):
+        _ = q.mean
+    z = inverse_cdf(q, 10_000)
+    assert (z.shape, z.dtype) == ((10_000, 1, 2), dtype)
+    assert stats.kstest(z.detach().flatten().numpy(), stats.logistic(0.3, 0.7).cdf).pvalue > 1e-6
+    by_loc, by_scale = torch.autograd.grad(z.sum(), (loc, scale))
+    assert torch.allclose(by_loc, torch.full_like(loc, 10_000))
+    assert torch.allclose(by_scale, ((z - loc) / scale).sum(0), rtol=1e-3)
+
+
+def test_quantiles_take_one_uniform_number_for_each_coordinate_and_nothing_else():
+    q = diagonal_normal(torch.randn(5, 3), torch.randn(5, 3))
+    torch.manual_seed(3)
+    u, following = torch.rand(4, 5, 3), torch.rand(2)
+    assert torch.equal(seeded(inverse_cdf, q, 4), q.base_dist.icdf(u))
+    assert torch.equal(torch.rand(2), following)
+
+
 @pytest.mark.parametrize("law", ["Exponential", "Cauchy", "Laplace"])
 def test_the_quantile_function_of_a_uniform_number_has_the_law(law):
     q = Independent(LAWS[law][0](*(torch.tensor([value]) for value in LAWS[law][1])), 1)
@@ -215,6 +245,29 @@ def test_the_score_function_takes_discrete_codes(law, baseline):
 def seeded(estimator, *arguments):
     torch.manual_seed(3)
     return estimator(*arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+@pytest.mark.parametrize("baseline", [0.0, 0.7, "leave-one-out"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_a_step_may_have_whole_numbers_or_truth_values(dtype, baseline, precision):
+    mean = torch.randn(5, 3, dtype=precision, requires_grad=True)
+    q, found = diagonal_normal(mean, torch.zeros_like(mean)), []
+    for kind in (dtype, precision):
+        surrogate = seeded(score_function, lambda z, kind=kind: (z[..., 0] > 0.2).to(kind), q, 4, baseline)
+        found.append((surrogate, *torch.autograd.grad(surrogate.sum(), mean)))
+    assert found[0][0].dtype == precision
+    assert found[1][1].abs().max() > 0.1
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("baseline", [2, np.float32(2), np.int64(2), torch.tensor(2.0), torch.full((5,), 2.0)])
+def test_a_baseline_is_any_real_number_or_a_tensor(baseline):
+    mean, slopes = torch.randn(5, 3, requires_grad=True), []
+    for c in (baseline, 2.0):
+        surrogate = seeded(score_function, squared_norm, diagonal_normal(mean, torch.zeros(5, 3)), 4, c)
+        slopes.append(torch.autograd.grad(surrogate.sum(), mean)[0])
+    assert torch.equal(*slopes)
 
 
 @EACH
@@ -344,6 +397,11 @@ PLAIN = {
         laws.Categorical(logits=a), MultivariateNormal(torch.stack([a, b], -1), torch.eye(2))
     ),
     "Weibull": lambda a, b: Independent(laws.Weibull(a, b), 1),  # its parameters sit in its transforms
+    "logistic": logistic,
+    "logistic, cached": lambda a, b: logistic(a, b, cache_size=1),
+    "uniform logarithm": lambda a, b: Independent(
+        laws.TransformedDistribution(laws.Uniform(a - 1, b + 2), laws.ComposeTransform([laws.ExpTransform().inv])), 1
+    ),
 }
 
 
@@ -356,6 +414,23 @@ def test_stop_gradient_is_the_same_law_and_passes_no_gradient(law):
     assert q.log_prob(z).requires_grad
     assert not fixed.log_prob(z).requires_grad
     assert (fixed.batch_shape, fixed.event_shape) == (q.batch_shape, q.event_shape)
+    again = stop_gradient(q)  # of a law that has been used: its transforms know their inverses, and the last draw
+    assert not again.log_prob(z).requires_grad
+    assert torch.equal(again.log_prob(z), q.log_prob(z))
+
+
+@pytest.mark.parametrize("cache_size", [0, 1])
+@pytest.mark.parametrize("estimator", [doubly_reparameterized, sticking_the_landing])
+def test_the_path_gradient_does_not_see_how_the_law_is_written(estimator, cache_size):
+    """A Gaussian as an affine map of noise, with or without a memory of its last draw, and torch's own."""
+    mean, scale, f = torch.randn(5, 3, requires_grad=True), torch.full((5, 3), 0.8, requires_grad=True), squared_norm
+    moved = laws.AffineTransform(mean, scale, cache_size=cache_size)
+    noise = Normal(torch.zeros(5, 3), torch.ones(5, 3))
+    found = []
+    for law in (Independent(laws.TransformedDistribution(noise, moved), 1), Independent(Normal(mean, scale), 1)):
+        surrogate = seeded(estimator, f, law, 4)
+        found.append((surrogate, *torch.autograd.grad(surrogate.sum(), (mean, scale))))
+    torch.testing.assert_close(*found)
 
 
 def test_replicates_are_independent_estimates_and_zero_where_nothing_depends():
@@ -401,6 +476,11 @@ COIN = Independent(laws.Bernoulli(torch.full((1, 2), 0.5)), 1)
 ONE = torch.ones(1)
 REFUSED = {
     "must be a number, a tensor or 'leave-one-out', got 'mean'": lambda: score_function(squared_norm, GAUSS, 2, "mean"),
+    "must be a number, a tensor or 'leave-one-out', got None": lambda: score_function(squared_norm, GAUSS, 2, None),
+    "must be a number, a tensor or 'leave-one-out', got True": lambda: score_function(squared_norm, GAUSS, 2, True),
+    "must be a number, a tensor or 'leave-one-out', got array": lambda: score_function(
+        squared_norm, GAUSS, 2, np.ones(1)
+    ),
     "needs num_samples of at least 2, got 1": lambda: score_function(squared_norm, GAUSS, 1, "leave-one-out"),
     "Bernoulli has no reparameterized samples; use score_function": lambda: pathwise(squared_norm, COIN),
     "Bernoulli has no inverse distribution function; use another": lambda: pathwise(squared_norm, COIN, 1, inverse_cdf),

@@ -79,9 +79,9 @@ def test_portions_add_up_to_the_number_of_draws(at_once, x):
 
 
 def test_it_needs_an_image_and_a_sample(x):
-    for images, samples in ((x[:0], 10), (x, 0)):
+    for images, counts in ((x[:0], {}), (x, dict(num_samples=0)), (x, dict(batch_size=0)), (x, dict(at_once=0))):
         with pytest.raises(ValueError, match="at least"):
-            log_likelihood(LinearGaussian(), images, samples)
+            log_likelihood(LinearGaussian(), images, **counts)
 
 
 def test_beta_weighs_the_kl_alone(x):

@@ -1,6 +1,7 @@
 """The module's structure: imports point one way, and nothing heavy is loaded before it is used."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,14 @@ def test_each_file_imports_only_what_the_design_allows(path):
         assert not imported(path)
     else:
         assert imported(path) <= MAY_IMPORT[path.stem]
+
+
+def test_the_map_names_every_file_after_those_that_it_imports():
+    named = re.findall(r"^`(\w+)`  ", vae_core.__doc__, re.MULTILINE)
+    files = {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    assert sorted(named) == sorted(files)
+    for name, path in files.items():
+        assert imported(path) <= set(named[: named.index(name)]), name
 
 
 def says(code: str) -> str:

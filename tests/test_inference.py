@@ -266,6 +266,13 @@ def test_no_e_step_is_refused(cloud, e_steps):
         variational_em(Linear(SKEW), cloud, LocalPosteriors(200, 2), epochs=1, e_steps=e_steps)
 
 
+@pytest.mark.parametrize("rows", [0, 199])
+def test_data_without_a_row_of_their_own_are_refused(cloud, rows):
+    data, table = (cloud, LocalPosteriors(rows, 2)) if rows else (cloud[:0], LocalPosteriors(200, 2))
+    with pytest.raises(ValueError, match=f"q must have a row for each .* got {rows or 200} for {len(data)}"):
+        variational_em(Linear(SKEW), data, table, epochs=1)
+
+
 # What they stand on
 
 

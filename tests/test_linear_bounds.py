@@ -53,6 +53,13 @@ def test_the_bound_is_tight_at_the_posterior(model):
     assert (model.elbo(X, model.posterior(X)) - log_p).abs().max() < 1e-12 * log_p.abs().max()
 
 
+def test_a_q_in_single_precision_is_as_good(model):
+    q = random_q(len(X), 3, False, 0.5, 0)
+    single = diagonal_normal(q.mean.float(), q.variance.log().float())
+    assert torch.allclose(model.elbo(X, single), model.elbo(X, q), rtol=1e-5)
+    assert model.elbo(X, single).dtype == torch.float64
+
+
 def test_the_elbo_is_the_mean_of_the_log_weights(model):
     q = random_q(1, 3, True, 0.5, 0)
     z = q.sample((20_000,))[:, 0]

@@ -1,5 +1,6 @@
 """More than one process, and what can be said of CUDA on a machine without it."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -10,10 +11,10 @@ import torch
 from torch import nn
 from trained_together import train
 
-from vae_core.models import mlp_vae
-from vae_core.objectives import beta_elbo_terms, elbo_terms, linear_warm_up
-from vae_core.runtime import Runtime
-from vae_core.steps import GraphedStep
+from vae_core.models import mlp_autoencoder, mlp_vae
+from vae_core.objectives import beta_elbo_terms, code_log_likelihood, elbo_terms, linear_warm_up
+from vae_core.runtime import Runtime, device_of
+from vae_core.steps import GraphedStep, Step
 from vae_core.training import fit
 
 SCRIPT = Path(__file__).with_name("trained_together.py")
@@ -58,6 +59,10 @@ def test_two_processes_run_one_experiment_and_write_one_record(tmp_path):
     assert len(record["history"]) == 2
     assert record["history"][1]["loss"] < record["history"][0]["loss"]
     assert told.count("record: ") == 1
+    again = torchrun(2, "-m", "vae_core", *run, "--resume")  # a finished run: nobody waits for anybody
+    assert [line for line in again.splitlines() if line not in told.splitlines()] == []
+    assert again.count("record: ") == 1
+    assert json.loads((tmp_path / "digits-d2.json").read_text()) == record
 
 
 def test_a_batch_that_leaves_a_process_without_images_is_refused():
@@ -76,14 +81,133 @@ def test_a_share_of_one_image_is_refused_with_batch_norm():
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("model", [object(), nn.ReLU()])
+def test_a_model_without_parameters_is_where_its_images_are(model):
+    assert device_of(model) == torch.device("cpu")
+    assert device_of(model, torch.device("meta")) == torch.device("meta")
+    assert device_of(nn.Linear(1, 1), torch.device("meta")) == torch.device("cpu")
+
+
+class PretendedCuda:
+    """What a `GraphedStep` asks of CUDA: taken down with the device that is current then, and not done."""
+
+    def __init__(self) -> None:
+        self.current: torch.device | None = None
+        self.asked: list[tuple] = []
+
+    def Stream(self, *where):
+        self.asked.append(("new stream", self.current, *where))
+        return self
+
+    def CUDAGraph(self):
+        return self
+
+    def current_stream(self):
+        return self
+
+    def wait_stream(self, other) -> None:
+        pass
+
+    def replay(self) -> None:
+        self.asked.append(("replay", self.current))
+
+    @contextlib.contextmanager
+    def device(self, which):
+        before, self.current = self.current, which
+        yield
+        self.current = before
+
+    @contextlib.contextmanager
+    def stream(self, which):
+        self.asked.append(("warm up", self.current, which))
+        yield
+
+    @contextlib.contextmanager
+    def graph(self, graph, stream):
+        self.asked.append(("capture", self.current, stream))
+        yield
+
+
+@pytest.fixture
+def cuda(monkeypatch) -> PretendedCuda:
+    pretended = PretendedCuda()
+    for name in ("Stream", "CUDAGraph", "current_stream", "device", "stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(pretended, name))
+    return pretended
+
+
+def graphed(device: str = "cpu") -> GraphedStep:
+    x, model = torch.rand(640, 1, 8, 8, device=device), mlp_vae((1, 8, 8), 2, hidden=(32,)).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-12, fused=True, capturable=device != "cpu")
+    return GraphedStep(model, x, elbo_terms, optimizer, "mean", Runtime(x.device))
+
+
+def test_a_step_is_captured_on_the_device_of_its_images_whichever_is_the_current_one(cuda, float32):
+    step, here = graphed(), torch.device("cpu")
+    for _ in range(6):
+        step(torch.arange(64), 1e-12)
+    assert cuda.asked[0] == ("new stream", None, here)
+    assert cuda.asked[1:4] == [("warm up", here, step.side)] * GraphedStep.WARM_UP
+    assert cuda.asked[4:] == [("capture", here, step.side)] + [("replay", here)] * 3
+    assert cuda.current is None
+
+
+@pytest.mark.parametrize("full", range(1, 6))
+def test_full_batches_are_replayed_and_the_smaller_last_one_never_is(full, cuda, float32):
+    step, sizes = graphed(), []
+
+    def descend(index: torch.Tensor, part: float) -> torch.Tensor:
+        sizes.append(len(index))
+        return Step.descend(step, index, part)
+
+    step.descend = descend
+    for _ in range(8):
+        for size in [64] * full + [10]:
+            step(torch.arange(size), 1e-12)
+    assert len(step.index) == 64
+    assert sizes.count(10) == 8
+    assert sizes.count(64) == GraphedStep.WARM_UP + 1  # which is the capture
+    assert cuda.asked.count(("replay", torch.device("cpu"))) == 8 * full - GraphedStep.WARM_UP
+
+
+@gpu
+@needs_cuda
+def test_the_larger_of_two_batches_is_captured(float32):
+    step = graphed("cuda")
+    for _ in range(8):
+        sums = [step(torch.arange(size), 1e-12) for size in (64, 10)]
+    assert (step.graph is not None, len(step.index)) == (True, 64)
+    assert torch.stack(sums).isfinite().all()
+
+
+@gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second CUDA device on this machine")
+def test_a_model_may_be_on_another_device_than_the_current_one(float32):
+    model = mlp_vae((1, 8, 8), 2, hidden=(32,)).to("cuda:1")
+    history = fit(model, torch.rand(640, 1, 8, 8), elbo_terms, epochs=3, batch_size=64, progress=False)
+    assert history[2]["loss"] < history[0]["loss"]
+    assert torch.cuda.current_device() == 0
+
+
+@gpu
+@needs_cuda
+def test_a_run_begun_on_a_cpu_goes_on_on_cuda_and_back(float32, tmp_path):
+    x, losses = torch.rand(1000, 1, 8, 8), []
+    for kinds in (("cpu", "cpu", "cpu"), ("cpu", "cuda", "cpu")):
+        torch.manual_seed(0)
+        model, path = mlp_autoencoder((1, 8, 8), 2, hidden=(32,)), tmp_path / "-".join(kinds)
+        for epochs, kind in enumerate(kinds, 1):
+            settings = dict(epochs=epochs, batch_size=64, checkpoint=path, resume=True, progress=False)
+            history = fit(model, x, code_log_likelihood, runtime=Runtime(torch.device(kind)), **settings)
+        losses.append(history[-1]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # on CUDA the order of the images is the CPU's
+
+
 @gpu
 @needs_cuda
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_graphed_steps_learn_what_eager_steps_learn(batch_norm, float32):
     """An auto-encoder's objective has no noise, so capturing must change nothing but rounding."""
-    from vae_core.models import mlp_autoencoder
-    from vae_core.objectives import code_log_likelihood
-
     x, weights = torch.rand(1000, 1, 8, 8), []
     for device in ("cuda", "cpu"):
         torch.manual_seed(0)
@@ -98,11 +222,7 @@ def test_graphed_steps_learn_what_eager_steps_learn(batch_norm, float32):
 @gpu
 @needs_cuda
 def test_every_replay_draws_new_noise(float32):
-    x, runtime = torch.rand(640, 1, 8, 8), Runtime(torch.device("cuda"))
-    model = mlp_vae((1, 8, 8), 2, hidden=(32,)).cuda()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-12, fused=True, capturable=True)
-    step = GraphedStep(model, x.cuda(), elbo_terms, optimizer, "mean", runtime)
-    index = torch.arange(64)
+    step, index = graphed("cuda"), torch.arange(64)
     sums = torch.stack([step(index, 1e-12) for _ in range(20)])
     assert step.graph is not None
     assert sums[:, 0].unique().numel() > 15

@@ -55,6 +55,19 @@ def test_a_record_that_another_process_has_just_finished_is_not_made_again(tmp_p
     assert files_below(tmp_path) == before
 
 
+def test_no_process_of_torchrun_trains_a_finished_run_again(tmp_path, monkeypatch):
+    """Or it would wait for the first one, which has nothing to do."""
+    first, path = experiments.run("digits-d2", epochs=1, device="cpu", out=tmp_path, progress=False)
+    monkeypatch.setattr(experiments, "fit", lambda *_args, **_kwargs: pytest.fail("trained again"))
+    settings = dict(epochs=1, device="cpu", out=tmp_path, resume=True, together=True)
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        again, _ = experiments.run("digits-d2", **settings)
+        assert again == (first if rank == 0 else {key: first[key] for key in first if key != "test"})
+    assert files_below(tmp_path) == {path.name: path.read_bytes()}
+
+
 def test_a_record_of_other_epochs_is_not_taken_for_a_finished_run(tmp_path):
     assert run(tmp_path, "--epochs", 1) == 0
     assert run(tmp_path, "--epochs", 2, "--resume") == 0

@@ -75,6 +75,11 @@ def test_sharpness_is_the_variance_of_scipys_laplacian():
     assert sharpness(x) == pytest.approx(np.mean(expected), rel=1e-12)
 
 
+def test_bytes_are_as_sharp_as_the_grey_values_that_they_stand_for():
+    x = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+    assert sharpness(x) == pytest.approx(sharpness(x.double() / 255), rel=1e-6)
+
+
 def test_a_ramp_has_no_edges_and_a_blurred_edge_has_less():
     ramp = torch.linspace(0, 1, 12).expand(1, 1, 12, 12)
     edge = (ramp > 0.5).double()

@@ -7,17 +7,18 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import thesis_oracle
 import torch
 from test_data import Payload, refused, write_half
 from torch import Tensor, nn
 
-from vae_core import data
+from vae_core import checkpoints, data
 from vae_core.evaluation import evaluate, kl_per_unit
 from vae_core.models import VAE, mlp_vae
 from vae_core.objectives import elbo, elbo_terms
-from vae_core.runtime import unit_interval
+from vae_core.runtime import seed_everything, unit_interval
 from vae_core.training import NonFiniteLossError, fit, training_stream
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -197,6 +198,18 @@ def test_sum_with_a_weight_decay_is_mean_with_it_divided_by_the_batch_size(x):
     assert (parameters("mean", 10.0) - summed).abs().max() > 0.1
 
 
+def test_numpys_integers_are_integers(x):
+    numbers = dict(epochs=np.int64(1), batch_size=np.int32(32), seed=np.uint8(200))
+    (a, rows), (b, expected) = train(x, **numbers), train(x, **{name: int(n) for name, n in numbers.items()})
+    assert same_state(a, b)
+    assert timeless(rows) == timeless(expected)
+    draws = []
+    for seed in (np.int64(7), 7):
+        seed_everything(seed)
+        draws.append(torch.rand(3))
+    assert torch.equal(*draws)
+
+
 # Refusals
 
 
@@ -205,8 +218,10 @@ def test_sum_with_a_weight_decay_is_mean_with_it_divided_by_the_batch_size(x):
     [
         ("epochs", -1),
         ("epochs", 1.5),
+        ("epochs", True),
         ("batch_size", 0),
         ("batch_size", 2.5),
+        ("batch_size", True),
         ("learning_rate", 0.0),
         ("learning_rate", -1e-3),
         ("learning_rate", math.nan),
@@ -215,6 +230,7 @@ def test_sum_with_a_weight_decay_is_mean_with_it_divided_by_the_batch_size(x):
         ("reduction", "max"),
         ("seed", "x"),
         ("seed", 1.5),
+        ("seed", True),
     ],
 )
 def test_settings_out_of_range_are_refused_before_anything_changes(argument, value, x, tmp_path):
@@ -269,6 +285,27 @@ def test_a_loss_that_is_not_finite_in_the_first_epoch_puts_the_initial_model_bac
     assert same_state(model, network())
 
 
+def steep(value: Tensor) -> Tensor:
+    """The same values, with slopes that are no numbers."""
+    return value + (value - value).sqrt()
+
+
+@pytest.mark.parametrize(("epochs", "step"), [(1, 4), (3, 4), (3, 12)])
+def test_a_slope_that_is_not_finite_puts_the_model_back_to_the_last_good_epoch(epochs, step, x):
+    """The last loss of an epoch is taken before the step that it leads to."""
+    model, bad = network(), step // 4
+    with refused(NonFiniteLossError, f"a gradient of epoch {bad}", f"the end of epoch {bad - 1}", "learning_rate"):
+        train(x, changed_at(step, steep), model, epochs=epochs)
+    assert same_state(model, train(x, epochs=bad - 1)[0])
+
+
+def test_what_never_was_finite_is_no_parameter_that_became_so(x):
+    masked, free = network(), train(x)[0]
+    masked.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    train(x, model=masked)
+    assert torch.equal(flat(masked), flat(free))
+
+
 def test_a_loss_that_is_not_finite_leaves_the_checkpoint_of_the_last_good_epoch(x, tmp_path):
     path = tmp_path / "c.pt"
     with pytest.raises(NonFiniteLossError):
@@ -305,6 +342,34 @@ def test_an_interrupted_run_goes_on_bit_for_bit(x, unfinished):
     resumed, history = train(x, epochs=4, checkpoint=unfinished, resume=True)
     assert same_state(resumed, whole)
     assert timeless(history) == timeless(expected)
+
+
+def test_a_run_whose_numbers_are_numpys_goes_on_bit_for_bit(x, tmp_path):
+    """What numpy.mean returns, or numpy.logspace: a checkpoint that holds them could not be read."""
+    rates = dict(learning_rate=np.float64(1e-2), weight_decay=np.float32(0.5), betas=np.array([0.8, 0.99]))
+    numbers = dict(epochs=np.int64(3), batch_size=np.int64(64), seed=np.int64(5), schedule="one-cycle", **rates)
+    numbers |= dict(after_epoch=lambda model: {"mean": np.mean(flat(model).numpy()), "one": torch.tensor(1.0)})
+    path = tmp_path / "c.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train(x, changed_at(6, interrupt), checkpoint=path, **numbers)
+    (resumed, history), (whole, expected) = train(x, checkpoint=path, resume=True, **numbers), train(x, **numbers)
+    assert same_state(resumed, whole)
+    assert timeless(history) == timeless(expected)
+    assert {type(value) for row in history for value in row.values()} == {int, float}
+
+
+def test_a_run_begun_on_another_device_goes_on_with_this_ones_optimiser(x, unfinished):
+    """On CUDA alone Adam is capturable; the graph of a whole step refuses any other."""
+    state = torch.load(unfinished, weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        group |= {"capturable": True, "lr": torch.tensor(1e-2)}
+    torch.save(state, unfinished)
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    checkpoints.restore(unfinished, model, optimizer, state["settings"], 4, resume=True)
+    assert [group["capturable"] for group in optimizer.param_groups] == [False]
+    resumed, _ = train(x, epochs=4, checkpoint=unfinished, resume=True)
+    assert same_state(resumed, train(x, epochs=4)[0])
 
 
 def test_resuming_starts_after_the_last_finished_epoch(x, unfinished):

@@ -254,6 +254,13 @@ def pixel(ax: plt.Axes, x: float, y: float) -> list[int]:
     return np.asarray(ax.figure.canvas.buffer_rgba())[int(ax.figure.bbox.height - row), int(column), :3].tolist()
 
 
+def test_stored_images_are_drawn_as_their_grey_values_beside_others():
+    stored = torch.tensor([0, 51, 102, 255], dtype=torch.uint8).view(1, 1, 2, 2)
+    shown = plots.reconstructions(stored, stored / 255).images[0].get_array()
+    assert np.allclose(shown[:2, :2], [[0, 0.2], [0.4, 1]])
+    assert np.allclose(shown[3:5, :2], shown[:2, :2])
+
+
 @pytest.mark.parametrize(("channels", "ink", "colour"), [(1, 0, 255), (1, 1, 0), (3, 0, 0), (3, 1, 255)])
 def test_grey_ink_is_dark_and_colours_are_themselves(channels, ink, colour):
     ax = plots.show_images(np.full((1, channels, 4, 4), float(ink)), columns=1)

@@ -95,16 +95,19 @@ class Experiment:
     def cost(self) -> float:
         """Floating-point operations of training: 6 per multiply-add, image and epoch (forward 2, backward 4)."""
         n = IMAGES[self.dataset][0] if self.label is None else IMAGES[self.dataset][0] // 10
-        return 6.0 * multiply_adds(self.network) * n * self.epochs
+        return 6.0 * multiply_adds(self.network, max(self.num_samples, 1)) * n * self.epochs
 
 
-def multiply_adds(make: Callable[[], Any]) -> int:
-    """Multiply-adds of one image's way through the model that `make()` builds (dense and convolutional layers)."""
+def multiply_adds(make: Callable[[], Any], num_samples: int = 1) -> int:
+    """Multiply-adds of one image's way through the model that `make()` builds (dense and convolutional layers).
+
+    It is encoded once, and `num_samples` codes are decoded.
+    """
     counts: list[int] = []
 
     def count(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, inputs: tuple, output: torch.Tensor) -> None:
         places = (inputs[0] if isinstance(module, nn.ConvTranspose2d) else output)[0, 0].numel()
-        counts.append(module.weight.numel() * (places if module.weight.dim() == 4 else 1))
+        counts.append(len(output) * module.weight.numel() * (places if module.weight.dim() == 4 else 1))
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():  # the caller's random numbers stay as they are
         model = make().eval()
@@ -113,7 +116,8 @@ def multiply_adds(make: Callable[[], Any]) -> int:
                 module.register_forward_hook(count)
         x = torch.zeros(1, *model.input_shape)
         model = model.given(torch.zeros(model.condition_dim)) if hasattr(model, "given") else model
-        model.likelihood(model.posterior(x).mean if hasattr(model, "posterior") else model.encode(x))
+        z = model.posterior(x).mean if hasattr(model, "posterior") else model.encode(x)
+        model.likelihood(z.expand(num_samples, *z.shape))
     return sum(counts)
 
 

@@ -51,6 +51,8 @@ def restore(
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"]["cpu"])
     device = next(model.parameters()).device
+    for group in optimizer.param_groups:
+        group["capturable"] = device.type == "cuda"  # whatever device the run was begun on
     if device.type == "cuda" and "cuda" in state["rng"]:
         torch.cuda.set_rng_state(state["rng"]["cuda"], device)
     return state["history"]

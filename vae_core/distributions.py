@@ -3,6 +3,8 @@
 Every distribution here is a `torch.distributions` object with event shape (d,).
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
@@ -54,9 +56,13 @@ def kl_monte_carlo(q: Distribution, p: Distribution, num_samples: int = 1) -> Te
 
     .. math:: \frac1K\sum_k \log q(z_k) - \log p(z_k), \qquad z_k \sim q
 
-    A single estimate can be negative; the KL cannot.
+    A single estimate can be negative; the KL cannot. Where q has no `rsample`, a mixture say, no gradient flows
+    through z, and the one in q's parameters is not that of the KL. Raises ValueError unless `num_samples` is a positive
+    integer.
     """
-    z = q.rsample((num_samples,))  # (K, B, d)
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
+    z = (q.rsample if q.has_rsample else q.sample)((num_samples,))  # (K, B, d)
     return (q.log_prob(z) - p.log_prob(z)).mean(0)
 
 
@@ -71,14 +77,14 @@ def log_prob_reparameterized(epsilon: Tensor, log_variance: Tensor) -> Tensor:
     return standard_normal(epsilon.shape[-1], like=epsilon).log_prob(epsilon) - 0.5 * log_variance.sum(-1)
 
 
-def factors(q: Distribution) -> Normal:
-    """The Gaussians of a factorised one, batch (..., d), event (). Raises TypeError for any other distribution."""
-    if isinstance(q, Independent) and isinstance(q.base_dist, Normal) and q.reinterpreted_batch_ndims == 1:
-        return q.base_dist
-    raise TypeError(f"q must be a diagonal_normal, got {type(q).__name__}")
+def factors(q: Distribution, name: str = "q") -> Normal:
+    """The Gaussians of a factorised one, batch (..., d), event (). Raises TypeError, with its name, for any other."""
+    if not _is_diagonal(q):
+        raise TypeError(f"{name} must be a diagonal_normal, got {type(q).__name__}")
+    return q.base_dist
 
 
-def _is_diagonal(r: Distribution) -> bool:
+def _is_diagonal(r: Distribution) -> TypeGuard[Independent]:
     return isinstance(r, Independent) and isinstance(r.base_dist, Normal) and r.reinterpreted_batch_ndims == 1
 
 

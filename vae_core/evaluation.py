@@ -33,9 +33,10 @@ def evaluate(
     Returns `{"loss", "reconstruction", "kl", "n"}` with loss = reconstruction + kl = minus the mean ELBO,
     estimated with `num_samples` sampled codes per image. `x` is float in [0, 1], (N, C, H, W). The same
     seed gives the same figures; over seeds a one-sample test loss of 10,000 images moves by about 0.05.
-    The caller's random state is left as it was. On grey pixels the Bernoulli loss is no log-likelihood.
+    The caller's random state is left as it was. On grey pixels the Bernoulli loss is no log-likelihood. A conditional
+    model that was given one condition for each image is to be asked about all at once, with `batch_size=len(x)`.
 
-    Raises ValueError for images of another shape than the model's, or for none.
+    Raises ValueError for images of another shape than the model's, or for none, or for batches of none.
     Source: Chen §4.1, listing A.2 (one sampled code, batch norm by its running averages).
     """
     with random_state(seed):
@@ -86,7 +87,7 @@ def corrupt(x: Tensor, probability: float, seed: int = 0) -> Tensor:
         raise TypeError(f"x must be uint8 images, got {x.dtype}")
     draws = torch.Generator().manual_seed(seed)
     hit = torch.rand(x.shape, generator=draws, dtype=torch.float32) < probability
-    outliers = torch.randn(x.shape, generator=draws, dtype=torch.float32).abs_() * hit
+    outliers = (torch.randn(x.shape, generator=draws, dtype=torch.float32).abs_() * hit).to(x.device)
     return (x + outliers * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -106,12 +107,13 @@ def log_likelihood(
     p̂(x) is unbiased for p(x), so its logarithm is on average too small, the less the larger K is: a lower bound
     that tightens (`objectives.iwae_bound`). It is a log-likelihood only for data that p(x|z) is a law of: binary
     images for a Bernoulli decoder. `at_once` draws are decoded together. Same seed, same figures; the caller's
-    random state is left as it was. Raises ValueError as `evaluate` does, or unless num_samples is positive.
+    random state is left as it was. Raises ValueError as `evaluate` does, or unless all counts are positive.
     Source: Burda et al. (2016) §5; Rezende et al. (2014) appendix E.
     """
-    if len(x) == 0 or num_samples < 1:
-        raise ValueError(f"one image and one sample at least, got {len(x)} and {num_samples}")
-    device, totals = device_of(model), []
+    if min(len(x), num_samples, batch_size, at_once) < 1:
+        counts = f"{len(x)}, {num_samples}, {batch_size} and {at_once}"
+        raise ValueError(f"one image, sample, image to a batch and sample at once at least, got {counts}")
+    device, totals = device_of(model, x.device), []
     with evaluation_mode(model), torch.no_grad(), random_state(seed):
         for batch in x.split(batch_size):
             log_w = many_log_weights(model, batch.to(device), num_samples, at_once)
@@ -136,16 +138,19 @@ def inference_gap(
 
     q is the encoder's, q* the best factorised Gaussian (`inference.refine`, `steps` of them from q on). Returns
     `log_likelihood` (importance sampling with `num_samples` draws from q* widened by a fifth, so a little too small on
-    average), `best_elbo`, `elbo`, `approximation_gap`, `amortization_gap`, and `error`, the standard error of the
-    first gap. The gaps are differences of means over draws with common random numbers. `x` is float, (B, …), all of it
-    taken at once. Where the posterior has a second hump that q* does not cover, no draw goes there: log p(x) and the
-    first gap come out too small, and `error` does not show it; `inference.annealed_importance_sampling` from the prior
-    does. Raises ValueError for no images, or fewer than two draws.
-    Source: VI slides §3; Cremer, Li and Duvenaud (2018) eq. (3).
+    average), `best_elbo`, `elbo`, `approximation_gap`, `amortization_gap`, and `error`, a standard error for the first
+    gap: that of its two means as if each had draws of its own. The gaps are differences of means over common random
+    numbers, so they vary less. `x` is float, (B, …), all of it taken at once. Where the posterior has a second hump
+    that q* does not cover, no draw goes there: log p(x) and the first gap come out too small, and `error` does not show
+    it; `inference.annealed_importance_sampling` from the prior does. Nor can `error` be trusted where codes are
+    strongly tied under the posterior: for a Gaussian one the weights have no variance as soon as two codes are
+    correlated by more than 1 − 1/(2·1.2²) = 0.65. Raises ValueError for no images, or fewer than two draws. Source: VI
+    slides §3; Cremer, Li and Duvenaud (2018) eq. (3).
     """
     if len(x) == 0 or num_samples < 2:
         raise ValueError(f"one image and two samples at least, got {len(x)} and {num_samples}")
     with evaluation_mode(model), torch.no_grad():
+        x = x.to(device_of(model, x.device))
         q = model.posterior(x)
         best = refine(model, x, q, steps=steps, seed=seed)
         wide = diagonal_normal(best.mean, best.variance.log() + 2 * log(1.2))
@@ -179,8 +184,8 @@ def kl_per_unit(model: LatentVariableModel, x: Tensor, batch_size: int = 1000) -
     sums = []
     with evaluation_mode(model), torch.no_grad():
         for batch in x.split(batch_size):
-            q = factors(model.posterior(batch.to(device_of(model))))
-            sums.append(torch.distributions.kl_divergence(q, Normal(0.0, 1.0)).double().sum(0))
+            q = factors(model.posterior(batch.to(device_of(model, x.device))))
+            sums.append(torch.distributions.kl_divergence(q, Normal(0.0, 1.0, validate_args=False)).double().sum(0))
     return torch.stack(sums).sum(0) / len(x)
 
 
@@ -193,7 +198,7 @@ def entropy_floor(x: Tensor) -> float:
     a probability s is smallest at s = x, and is the entropy of x there. `x` is float in [0, 1],
     (N, C, H, W). Raises ValueError for values outside [0, 1] or no images.
     """
-    if len(x) == 0 or x.min() < 0 or x.max() > 1:
+    if len(x) == 0 or not (x.min() >= 0 and x.max() <= 1):  # nan is neither
         raise ValueError(f"x must hold images with values in [0, 1], got shape {tuple(x.shape)}")
     return -(torch.xlogy(x, x) + torch.xlogy(1 - x, 1 - x)).double().sum().item() / len(x) + 0.0  # never -0.0
 
@@ -217,7 +222,9 @@ def _mean_terms(
     """Means over images of what `terms(batch)` returns, (B,) each, with the model in evaluation mode."""
     if len(x) == 0:
         raise ValueError("x must hold at least one image, got none")
-    device = device_of(model)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
+    device = device_of(model, x.device)
     sums: dict[str, float] = {}
     with evaluation_mode(model), torch.no_grad():
         for batch in x.split(batch_size):

@@ -34,14 +34,19 @@ from vae_core.records import (
     save_weights,
     write_record,
 )
-from vae_core.runtime import Runtime, unit_interval
+from vae_core.runtime import Runtime, unit_interval, whole
 from vae_core.setups import build, conditions, objective_of, prepare, start_at_mean_image, test_images
 from vae_core.training import History, fit
 
 
 def pending(out: Path, only: str = "*") -> list[tuple[Experiment, int]]:
-    """(experiment, seed) pairs without a valid record whose name matches the pattern `only`, cheapest first."""
+    """(experiment, seed) pairs without a valid record whose name matches the pattern `only`, cheapest first.
+
+    Raises ValueError if no experiment's name does.
+    """
     chosen = sorted((e for e in EXPERIMENTS.values() if fnmatch(e.name, only)), key=lambda e: e.cost)
+    if not chosen:
+        raise ValueError(f"no experiment's name matches {only!r}; `python -m vae_core list` shows all")
     pairs = [(e, seed) for e in chosen for seed in e.seeds]
     return [(e, seed) for e, seed in pairs if read_record(e, seed, out) is None]
 
@@ -64,7 +69,8 @@ def run(
     record-to-be (`NAME.checkpoint.pt`); it goes when the record is written. `resume` goes on from it; where
     there is none but the record of this very run, the run is finished, and that record is returned as it is.
     With `together` the processes that `torchrun` started train one model, each on its part of every batch; the
-    first one writes the record, and the others return it without its test figures.
+    first one writes the record, and the others return it without its test figures. A run seeds Python's, NumPy's and
+    torch's generators (`seed_everything`); the caller's random numbers do not go on where they were.
 
     Raises ValueError for an unknown name, device, seed or epoch count, OSError if `out` cannot be
     written or has too little room, RunInProgressError if another process is at this record, all before
@@ -72,18 +78,22 @@ def run(
     """
     experiment, runtime = find(name), Runtime.detect(device)
     runtime = runtime if together else runtime.alone()
-    seed = experiment.seed if seed is None else seed
-    epochs = experiment.epochs if epochs is None else epochs
+    seed = whole(experiment.seed if seed is None else seed)
+    epochs = whole(experiment.epochs if epochs is None else epochs)
     path = record_path(experiment, seed, Path(out) if out is not None else default_out())
     check_writable(path.parent, "the folder for records", "choose another with --out")
     train = partial(_run, experiment, epochs, seed, runtime, path, data_root, resume, progress)
-    if runtime.rank > 0:
-        return train(), path
+    finished = partial(_finished, replace(experiment, epochs=epochs), seed, path) if resume else lambda: None
+    if runtime.rank > 0:  # it decides as the first one does: that one waits for it, or does not
+        return {key: value for key, value in (finished() or train()).items() if key != "test"}, path
     with locked(path):
         _clear(path)
-        unfinished = path.with_suffix(".checkpoint.pt").exists()
-        done = read_record(replace(experiment, epochs=epochs), seed, path.parent) if resume and not unfinished else None
-        return done or train(), path
+        return finished() or train(), path
+
+
+def _finished(experiment: Experiment, seed: int, path: Path) -> Record | None:
+    """The record of this very run, unless there is a checkpoint of it to go on from."""
+    return None if path.with_suffix(".checkpoint.pt").exists() else read_record(experiment, seed, path.parent)
 
 
 def _clear(path: Path) -> None:

@@ -11,11 +11,13 @@ integer.
 import copy
 from collections.abc import Callable, Sequence
 from math import log
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Transform
+from torch.distributions.transforms import _InverseTransform
 
 Function = Callable[[Tensor], Tensor]
 
@@ -43,6 +45,8 @@ def score_function(
     """
     z = q.sample(_size(num_samples))
     values, log_q = f(z), q.log_prob(z)
+    if not values.is_floating_point():  # a step's are whole numbers, or true and false
+        values = values.to(log_q.dtype)
     weight, mean = values.detach(), torch.zeros_like(values[0])
     if control_variate is not None:
         h, mean = control_variate
@@ -80,8 +84,9 @@ def inverse_cdf(q: Distribution, num_samples: int) -> Tensor:
 
     Raises ValueError if q has no `icdf`. Source: Chen §3.4.
     """
-    base = _factors(q)
-    u = torch.rand(_size(num_samples) + base.batch_shape + base.event_shape, dtype=q.mean.dtype, device=q.mean.device)
+    base, size = _factors(q), _size(num_samples)
+    like = _one_of(base)
+    u = torch.rand(size + base.batch_shape + base.event_shape, dtype=like.dtype, device=like.device)
     try:
         return base.icdf(u.clamp(min=torch.finfo(u.dtype).eps / 2))  # 0 can be drawn, 1 cannot: its place is infinite
     except NotImplementedError:
@@ -168,9 +173,13 @@ def _detached(value: Any) -> Any:
         return value.detach()
     if isinstance(value, list):
         return [_detached(part) for part in value]
+    if isinstance(value, _InverseTransform):
+        return _detached(value.inv).inv
     if isinstance(value, Distribution | Transform):
-        fixed = copy.copy(value)
-        for name, part in vars(value).items():
+        fixed = copy.copy(value)  # of a Transform: without the inverse that it knows
+        if isinstance(fixed, Transform):
+            fixed._cached_x_y = None, None  # and without its last pair of values, which hang in their graph
+        for name, part in vars(fixed).items():
             setattr(fixed, name, _detached(part))
         return fixed
     return value
@@ -203,9 +212,9 @@ def _derivatives(value: Tensor, of: Sequence[Tensor], **options) -> tuple[Tensor
 def _baseline(values: Tensor, baseline: float | Tensor | str) -> float | Tensor:
     if isinstance(baseline, Tensor):
         return baseline.detach()
-    if not isinstance(baseline, str):
-        return baseline
-    if baseline != "leave-one-out":
+    if isinstance(baseline, Real) and not isinstance(baseline, bool):
+        return float(baseline)
+    if not isinstance(baseline, str) or baseline != "leave-one-out":
         raise ValueError(f"baseline must be a number, a tensor or 'leave-one-out', got {baseline!r}")
     if len(values) < 2:
         raise ValueError("baseline 'leave-one-out' needs num_samples of at least 2, got 1")
@@ -215,6 +224,14 @@ def _baseline(values: Tensor, baseline: float | Tensor | str) -> float | Tensor:
 def _factors(q: Distribution) -> Distribution:
     """The law of the single coordinates."""
     return q.base_dist if isinstance(q, Independent) else q
+
+
+def _one_of(q: Distribution) -> Tensor:
+    """A tensor of the precision and on the device of its draws; none is made where the law knows its mean."""
+    try:
+        return q.mean
+    except NotImplementedError:
+        return q.sample()
 
 
 def _name(q: Distribution) -> str:

@@ -118,16 +118,19 @@ def variational_em(
     its λ_n in `q` from epoch to epoch. Both steps are Adam's, on pathwise gradients from `num_samples` draws; the loss
     is that of the M-steps. Their gradient is that of the mean over data, where the slides print a sum: the factor N is
     in the slides' step size. The model keeps its mode (training or not); the caller's random state is left as it was.
-    Raises ValueError unless all counts are positive. Source: VI slides, "vEM", (18)-(22); Chen §3.3.
+    Raises ValueError unless all counts are positive and q has a row for each datum. Source: VI slides, "vEM",
+    (18)-(22); Chen §3.3.
     """
     _check_positive(epochs=epochs, batch_size=batch_size, e_steps=e_steps)
+    if not 1 <= len(x) <= q.table.num_embeddings:
+        raise ValueError(f"q must have a row for each of at least one datum, got {q.table.num_embeddings} for {len(x)}")
     local = torch.optim.SparseAdam(q.parameters(), lr=local_rate)
     decoder = torch.optim.Adam(model.parameters(), lr=learning_rate)
     steps, history = [local] * e_steps + [decoder], []
     with random_state(seed):
         for epoch in range(1, epochs + 1):
             total = 0.0
-            for index in torch.randperm(len(x)).split(batch_size):
+            for index in torch.randperm(len(x)).to(x.device).split(batch_size):
                 for optimizer in steps:
                     local.zero_grad()
                     decoder.zero_grad()

@@ -6,12 +6,22 @@ the likelihood needs P > 1 numbers for each pixel and says so by its attribute `
 """
 
 from collections.abc import Callable
+from functools import partial
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Distribution, Independent, NegativeBinomial, Normal
+from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from vae_core.pixels import IMAGE_DIMS, ContinuousBernoulli, DiscretizedLogistic, GreyLevels
+from vae_core.pixels import (
+    IMAGE_DIMS,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    GreyLevels,
+    NegativeBinomial,
+    readable,
+)
 
 Likelihood = Callable[[Tensor], Distribution]
 
@@ -47,14 +57,14 @@ def gaussian(mean: Tensor, sigma: float | Tensor = 1.0) -> Independent:
 
     .. math:: \log p(x|z) = -\tfrac D2\log 2\pi\sigma^2 - \tfrac1{2\sigma^2}\|x-\mu(z)\|^2
 
-    A log-density in nats, which may be positive for small σ. Raises ValueError unless σ > 0.
-    Source: lecture notes (8), (31); Saleh (16).
+    A log-density in nats, which may be positive for small σ. Raises ValueError unless σ > 0, except within a CUDA
+    graph, where nobody can ask. Source: lecture notes (8), (31); Saleh (16).
     """
-    least = float(torch.as_tensor(sigma).min())
-    if not least > 0:
+    if readable(mean) and not (least := torch.as_tensor(sigma).min().item()) > 0:
         raise ValueError(f"sigma must be positive, got {least:g}")
-    sigma = torch.as_tensor(sigma, dtype=mean.dtype, device=mean.device)
-    return Independent(Normal(mean, sigma.expand_as(mean), validate_args=False), IMAGE_DIMS, validate_args=False)
+    # a number is filled in on the device: no graph can copy it there
+    width = mean.new_full((), sigma) if isinstance(sigma, Real) else torch.as_tensor(sigma).to(mean)
+    return Independent(Normal(mean, width.expand_as(mean), validate_args=False), IMAGE_DIMS, validate_args=False)
 
 
 class SharedGaussian(nn.Module):
@@ -130,8 +140,7 @@ class NegativeBinomialCounts(nn.Module):
 
     def forward(self, log_mean: Tensor) -> Independent:
         r = self.log_dispersion.exp().expand_as(log_mean)
-        counts = NegativeBinomial(r, logits=log_mean - self.log_dispersion, validate_args=False)
-        return Independent(counts, IMAGE_DIMS, validate_args=False)
+        return Independent(NegativeBinomial(r, log_mean), IMAGE_DIMS, validate_args=False)
 
 
 LIKELIHOODS: dict[str, Likelihood | type[nn.Module]] = {  # a class is made anew for each model
@@ -145,15 +154,18 @@ LIKELIHOODS: dict[str, Likelihood | type[nn.Module]] = {  # a class is made anew
 
 
 def num_parameters(likelihood: Likelihood) -> int:
-    """How many numbers it takes from the decoder for each pixel."""
+    """How many numbers it takes from the decoder for each pixel, also if it stands in a `functools.partial`."""
+    while isinstance(likelihood, partial) and not hasattr(likelihood, "num_parameters"):
+        likelihood = likelihood.func
     return getattr(likelihood, "num_parameters", 1)
 
 
-def resolve(likelihood: str | Likelihood) -> Likelihood:
-    """A likelihood by its name, or the callable itself. Raises ValueError for an unknown name."""
-    if callable(likelihood):
-        return likelihood
-    if likelihood not in LIKELIHOODS:
+def resolve(likelihood: str | Likelihood | type[nn.Module]) -> Likelihood:
+    """A likelihood by its name, or the callable itself; of an `nn.Module`'s class a new instance.
+
+    Raises ValueError for an unknown name.
+    """
+    if not callable(likelihood) and likelihood not in LIKELIHOODS:
         raise ValueError(f"likelihood must be a callable or one of {sorted(LIKELIHOODS)}, got {likelihood!r}")
-    found = LIKELIHOODS[likelihood]
-    return found() if isinstance(found, type) else found
+    found: Any = likelihood if callable(likelihood) else LIKELIHOODS[likelihood]
+    return found() if isinstance(found, type) and issubclass(found, nn.Module) else found

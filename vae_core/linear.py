@@ -6,7 +6,8 @@ One generative story, three laws of the noise:
 
 Ψ = diag(ψ) for factor analysis, σ²I for probabilistic PCA, and σ² → 0 leaves PCA. They keep scikit-learn's
 names: `fit`, `transform`, `score_samples`, `score`, `sample`, `n_components`, `mean_`, `components_` (d, p),
-`noise_variance_`; X is an array or a tensor (n, p), attributes are tensors.
+`noise_variance_`; X is an array or a tensor (n, p), attributes are tensors on the CPU. What is asked of a model before
+`fit` raises scikit-learn's NotFittedError.
 """
 
 from typing import Any, Self
@@ -22,6 +23,7 @@ from vae_core.linear_gaussian import (
     checked,
     log_normal,
     random_start,
+    refuse_unfitted,
     warn_not_converged,
     with_signs,
 )
@@ -46,8 +48,8 @@ class PCA:
             raise ValueError(f"method must be 'svd' or 'em', got {method!r}")
         self.n_components, self.method, self.tol, self.max_iter = n_components, method, tol, max_iter
 
-    def fit(self, X: Any) -> Self:
-        """Find mean, components and their variances."""
+    def fit(self, X: Any, y: object = None) -> Self:
+        """Find mean, components and their variances. `y` is not looked at, as in scikit-learn."""
         S = Covariance(checked(X, self.n_components, "p"))
         self.mean_ = S.mean
         if self.method == "svd":
@@ -75,11 +77,13 @@ class PCA:
 
     def transform(self, X: Any) -> Tensor:
         """The codes z = Uᵀ(x − x̄), (n, d)."""
+        refuse_unfitted(self)
         return (as_data(X, self.mean_.numel()) - self.mean_) @ self.components_.T
 
     def inverse_transform(self, Z: Any) -> Tensor:
         """The points x̄ + U z of the subspace, (n, p)."""
-        return as_data(Z, self.n_components) @ self.components_ + self.mean_
+        refuse_unfitted(self)
+        return as_data(Z, self.n_components, "Z") @ self.components_ + self.mean_
 
 
 class PPCA(LinearGaussian):
@@ -100,8 +104,8 @@ class PPCA(LinearGaussian):
         super().__init__(n_components, tol, max_iter)
         self.method = method
 
-    def fit(self, X: Any) -> Self:
-        """Find W, μ and σ²."""
+    def fit(self, X: Any, y: object = None) -> Self:
+        """Find W, μ and σ²; `y` is not looked at."""
         S, d = Covariance(checked(X, self.n_components, "p - 1")), self.n_components
         self.mean_, total = S.mean, S.diagonal.sum()
         if self.method == "em":
@@ -128,7 +132,7 @@ class PPCA(LinearGaussian):
             log_det = (S.p - self.n_components) * sigma2.log() + 2 * factor.diagonal().log().sum()
             trace = (total - (half.T * S_half).sum()) / sigma2
             values.append(log_normal(S.p, log_det, trace).item())
-            if self._finished(values):
+            if self._finished(values, stacklevel=5):
                 break
             gain = torch.linalg.solve(sigma2 * eye + half @ S_half, S_half.T).T  # the new W times L⁻ᵀ
             sigma2 = (total - (gain * S_half).sum()) / S.p
@@ -146,14 +150,15 @@ class FactorAnalysis(LinearGaussian):
     with M = I + WᵀΨ⁻¹W: O(npd) a step (O(p²d) where p < n), and no p×p inverse. `log_likelihoods_` holds the mean
     log p(x) before the first step and after each, which never falls. It stops when a step gains less than `tol` nats,
     and warns with a ConvergenceWarning if `max_iter` steps do not get there. W is found up to a rotation. A constant
-    column gets the least variance there is, 1e-12, so its share of log p(x) is arbitrary: leave such columns out.
+    column gets the least variance there is, 1e-12, so its share of log p(x) is arbitrary: leave such columns out, and
+    bring columns in tiny units to variances of about 1 first.
 
     Raises ValueError as `PCA` does, and where the ψ_j of another column falls to 0, as with a column that is there
     twice. Source: Chen §2.1; lecture notes §1.1; Rubin and Thayer (1982).
     """
 
-    def fit(self, X: Any) -> Self:
-        """Find W, μ and ψ."""
+    def fit(self, X: Any, y: object = None) -> Self:
+        """Find W, μ and ψ; `y` is not looked at."""
         S, d = Covariance(checked(X, self.n_components, "p")), self.n_components
         self.mean_, values, eye = S.mean, [], torch.eye(d, dtype=torch.float64)
         self._refuse_subspace(S)

@@ -19,16 +19,25 @@ class ConvergenceWarning(UserWarning):
     """EM stopped at `max_iter` before the tolerance was reached."""
 
 
-def as_data(X: Any, like: int | None = None) -> Tensor:
-    """X as a float64 tensor (n, p). Raises ValueError for another shape, no rows, or values that are not finite."""
-    X = torch.as_tensor(X if isinstance(X, Tensor) else np.require(X, np.float64, ["C", "W"])).to(torch.float64)
+def as_data(X: Any, like: int | None = None, name: str = "X") -> Tensor:
+    """X as a float64 tensor (n, p) on the CPU. Raises ValueError for another shape, no rows, or nan and infinities."""
+    X = X if isinstance(X, Tensor) else torch.as_tensor(np.require(X, np.float64, ["C", "W"]))
+    X = X.to("cpu", torch.float64)
     if X.dim() != 2 or 0 in X.shape:
-        raise ValueError(f"X must have shape (n, p) with n and p at least 1, got {tuple(X.shape)}")
+        raise ValueError(f"{name} must have shape (n, p) with n and p at least 1, got {tuple(X.shape)}")
     if like is not None and X.shape[1] != like:
-        raise ValueError(f"X must have {like} columns, as the data that the model was fitted to, got {X.shape[1]}")
+        raise ValueError(f"{name} must have {like} columns, as the fitted model has, got {X.shape[1]}")
     if not X.isfinite().all():
-        raise ValueError(f"X must be finite, got {int((~X.isfinite()).sum())} values that are nan or infinite")
+        raise ValueError(f"{name} must be finite, got {int((~X.isfinite()).sum())} values that are nan or infinite")
     return X
+
+
+def refuse_unfitted(model: object) -> None:
+    """Raise scikit-learn's NotFittedError, which is a ValueError and an AttributeError, unless `fit` was called."""
+    if not hasattr(model, "components_"):
+        from sklearn.exceptions import NotFittedError  # not at start-up
+
+        raise NotFittedError(f"this {type(model).__name__} is not fitted yet: call fit(X) first")
 
 
 class Covariance:
@@ -102,12 +111,12 @@ class LinearGaussian:
                 "components, more rows, or each column once"
             )
 
-    def _finished(self, values: list[float]) -> bool:
+    def _finished(self, values: list[float], stacklevel: int = 4) -> bool:
         """Whether EM stops: the last step gained less than `tol`, or (with a warning) `max_iter` steps are done."""
         if len(values) > 1 and values[-1] - values[-2] < self.tol:
             return True
         if len(values) > self.max_iter:
-            warn_not_converged(type(self).__name__, self.max_iter)
+            warn_not_converged(type(self).__name__, self.max_iter, stacklevel)
         return len(values) > self.max_iter
 
     @property
@@ -119,6 +128,7 @@ class LinearGaussian:
 
     def _posterior_parts(self) -> tuple[Tensor, Tensor]:
         """Ψ⁻¹W (p, d) and the Cholesky factor of M = I + WᵀΨ⁻¹W (d, d), the posterior's precision."""
+        refuse_unfitted(self)
         W = self.components_.T
         scaled = W / self._noise[:, None]
         return scaled, torch.linalg.cholesky(torch.eye(self.n_components, dtype=W.dtype) + W.T @ scaled)
@@ -154,6 +164,7 @@ class LinearGaussian:
 
     def sample(self, n_samples: int, seed: int = 0) -> Tensor:
         """Ancestral samples: z ~ N(0, I), then x ~ N(Wz + μ, Ψ); (n_samples, p)."""
+        refuse_unfitted(self)
         draws = torch.Generator().manual_seed(seed)
         z, noise = (
             torch.randn(n_samples, size, generator=draws, dtype=torch.float64)
@@ -166,11 +177,11 @@ class LinearGaussian:
 
         .. math:: \mathbb E_q[\log p(x|z)] - \mathrm{KL}(q\|p(z)) = \log p(x) - \mathrm{KL}(q\|p(z|x))
         """
-        kl = kl_divergence(q, standard_normal(self.n_components, like=q.mean))
-        centred, scaled = self._centred(X), self._posterior_parts()[0]
+        kl = kl_divergence(q, standard_normal(self.n_components, like=q.mean)).double()
+        scaled, centred, mean = self._posterior_parts()[0], self._centred(X), q.mean.double()
         covariance = q.covariance_matrix if isinstance(q, MultivariateNormal) else torch.diag_embed(q.variance)
-        residual = ((centred - q.mean @ self.components_).square() / self._noise).sum(1)
-        spread = ((self.components_ @ scaled) * covariance).sum((-2, -1))  # trace(WᵀΨ⁻¹W Σ)
+        residual = ((centred - mean @ self.components_).square() / self._noise).sum(1)
+        spread = ((self.components_ @ scaled) * covariance.double()).sum((-2, -1))  # trace(WᵀΨ⁻¹W Σ)
         return log_normal(self.mean_.numel(), self._noise.log().sum(), residual + spread) - kl
 
 
@@ -179,7 +190,7 @@ def random_start(p: int, d: int) -> Tensor:
     return torch.randn(p, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def warn_not_converged(name: str, max_iter: int) -> None:
-    """A ConvergenceWarning, in the name of the model, for the caller of its `fit`."""
+def warn_not_converged(name: str, max_iter: int, stacklevel: int = 4) -> None:
+    """A ConvergenceWarning, in the name of the model, for the caller of its `fit`, that many calls up from here."""
     text = f"{name} stopped after max_iter={max_iter} steps of EM before tol was reached; raise one of the two"
-    warnings.warn(text, ConvergenceWarning, stacklevel=4)
+    warnings.warn(text, ConvergenceWarning, stacklevel=stacklevel)

@@ -66,7 +66,7 @@ class Autoencoder(nn.Module):
         return z
 
     def _features(self, x: Tensor) -> Tensor:
-        return self.encoder(checked_images(x, self.input_shape))
+        return self.encoder(checked_images(x, self.input_shape).to(self.mean.weight.dtype))
 
 
 class VAE(Autoencoder):
@@ -105,13 +105,13 @@ class ConditionalVAE(VAE):
     .. math:: p(x|y) = \int p(z)\,p_\theta(x|z,y)\,dz, \qquad q_\phi(z|x,y) \text{ or, blind, } q_\phi(z|x)
 
     `model.given(y)` is a latent variable model like any other: `elbo(model.given(y), x)` bounds log p(x|y), and
-    `model.given(y).sample(n)` draws from it. y is float, (B, c) or (c,) for all alike; make labels one-hot. Without
-    a condition the model refuses to do anything. The encoder is a map of (B, C·H·W + c), or blind of (B, C·H·W).
-    Source: lecture notes §1.4; Sohn et al. (2015).
+    `model.given(y).sample(n)` draws from it. y is float, (B, c) or (c,) for all alike; make labels one-hot. Without a
+    condition, or with those of another number of data, the model refuses to do anything (ValueError). The encoder is a
+    map of (B, C·H·W + c), or blind of (B, C·H·W). Source: lecture notes §1.4; Sohn et al. (2015).
     """
 
-    def __init__(self, *arguments, condition_dim: int, blind: bool = False) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments, condition_dim: int, blind: bool = False, **keywords) -> None:
+        super().__init__(*arguments, **keywords)
         self.condition_dim, self.blind = condition_dim, blind
         self.condition: Tensor | None = None
 
@@ -121,20 +121,24 @@ class ConditionalVAE(VAE):
             expected = f"float conditions of shape (B, {self.condition_dim}) or ({self.condition_dim},)"
             raise ValueError(f"y must be {expected}, got {y.dtype} {tuple(y.shape)}")
         view = copy.copy(self)
-        view.condition = y.to(self.mean.bias.device)
+        view.condition = y.to(self.mean.bias)
         return view
 
     def _with_condition(self, values: Tensor) -> Tensor:
         """(..., m) -> (..., m + c)."""
         if self.condition is None:
             raise ValueError("a conditional model needs its condition: call model.given(y) first")
+        alike = self.condition.dim() == 1 or len(self.condition) == 1
+        if not alike and (values.dim() < 2 or values.shape[-2] != len(self.condition)):
+            told = f"the condition is that of {len(self.condition)} data, got {tuple(values.shape[:-1])}"
+            raise ValueError(f"{told}; give each batch its own y")
         return torch.cat((values, self.condition.expand(*values.shape[:-1], self.condition_dim)), -1)
 
     def _decoder_input(self, z: Tensor) -> Tensor:
         return self._with_condition(z)
 
     def _features(self, x: Tensor) -> Tensor:
-        flat = checked_images(x, self.input_shape).flatten(1)
+        flat = checked_images(x, self.input_shape).to(self.mean.weight.dtype).flatten(1)
         return self.encoder(flat if self.blind else self._with_condition(flat))
 
 

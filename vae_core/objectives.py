@@ -121,16 +121,16 @@ def free_bits_terms(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""The ELBO in which a latent unit's KL, averaged over the batch, counts for no less than `floor` nats; (B,).
 
-    .. math:: \mathbb E_q[\log p(x|z)] - \sum_j \max\Big(\lambda,\ \frac1B\sum_n \mathrm{KL}_j(x_n)\Big)
+    .. math:: \mathbb E_q[\log p(x|z)] - \sum_j \max\Big(\kappa,\ \frac1B\sum_n \mathrm{KL}_j(x_n)\Big)
 
-    Up to λ a unit is free, so nothing pushes it to collapse; it is never more than the ELBO's own batch mean, so its
-    mean is still a lower bound. The second result holds the true terms. For factorised Gaussian q and prior.
+    Up to κ = `floor` a unit is free, so nothing pushes it to collapse; it is never more than the ELBO's own batch mean,
+    so its mean is still a lower bound. The second result holds the true terms. For factorised Gaussian q and prior.
     Raises ValueError unless floor ≥ 0; other errors as in `elbo`. Source: Kingma et al. (2016) §2.4, (15).
     """
     if not floor >= 0:
         raise ValueError(f"floor must not be negative, got {floor!r}")
     q, _, log_likelihood = _draw(model, x, num_samples)
-    per_unit = torch.distributions.kl_divergence(factors(q), factors(model.prior))  # (B, d)
+    per_unit = torch.distributions.kl_divergence(factors(q), factors(model.prior, "prior"))  # (B, d)
     reconstruction = -log_likelihood.mean(0)
     value = -reconstruction - per_unit.mean(0).clamp_min(floor).sum()
     return value, {"reconstruction": reconstruction, "kl": per_unit.sum(-1)}

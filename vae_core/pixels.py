@@ -1,4 +1,4 @@
-"""Laws of grey pixels that `torch.distributions` does not have, or not in 32 bits."""
+"""Laws of pixels, grey values or counts, that `torch.distributions` does not have, or not in 32 bits."""
 
 from math import log
 from typing import ClassVar
@@ -10,6 +10,11 @@ from torch.nn.functional import logsigmoid, softplus
 
 Shape = torch.Size | list[int] | tuple[int, ...]
 IMAGE_DIMS = 3  # C, H, W: the event of every likelihood
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the host may ask for the values of x now: not while a CUDA graph is captured, which has none yet."""
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 class ContinuousBernoulli(Distribution):
@@ -39,7 +44,7 @@ class ContinuousBernoulli(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        exact = -1 / torch.expm1(-self._safe) - 1 / self._safe
+        exact = 0.5 + 0.5 / torch.tanh(self._safe / 2) - 1 / self._safe  # has a slope where e^{-ℓ} is infinite
         return torch.where(self._small, 0.5 + self.logits / 12 - self.logits**3 / 720, exact)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
@@ -49,6 +54,7 @@ class ContinuousBernoulli(Distribution):
             u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
             size = self._safe.abs()  # for a negative ℓ turn the picture round: 1 − x has the logit −ℓ
             x = 1 + torch.log(u + (1 - u) * torch.exp(-size)) / size
+            x = x.clamp(0, 1)  # u = 0 can be drawn, and the exponential be 0
             return torch.where(self._small, u, torch.where(self.logits > 0, x, 1 - x))
 
 
@@ -62,10 +68,16 @@ class _Levels(Distribution):
         super().__init__(shape[:-IMAGE_DIMS], shape[-IMAGE_DIMS:], validate_args=False)
 
     def level(self, x: Tensor) -> Tensor:
-        """The index of the value x; ValueError for an x between two values."""
-        index = (x * (self.num_levels - 1)).round()
-        if not torch.allclose(index / (self.num_levels - 1), x, atol=1e-3 / self.num_levels):
-            raise ValueError(f"x must hold the {self.num_levels} values k/{self.num_levels - 1}, got others")
+        """The index of the value x; ValueError for any other x, but within a CUDA graph its nearest level.
+
+        There nobody can ask; the first steps of `training.fit`, which are none of a graph, have asked.
+        """
+        last = self.num_levels - 1
+        index = (x * last).round()
+        if not readable(x):
+            return index.nan_to_num(0).clamp(0, last)  # whatever x is, not beyond what it is an index of
+        if not ((index >= 0) & (index <= last) & torch.isclose(index / last, x, atol=1e-3 / self.num_levels)).all():
+            raise ValueError(f"x must hold the {self.num_levels} values k/{last}, got others")
         return index
 
 
@@ -75,7 +87,7 @@ class DiscretizedLogistic(_Levels):
     .. math:: P(x) = s\big(\tfrac{x+h-\mu}{s}\big) - s\big(\tfrac{x-h-\mu}{s}\big), \qquad h = \tfrac1{2(L-1)}
 
     where the first term is 1 for x = 1 and the second 0 for x = 0. `log_prob` is a log-probability in nats;
-    divided by −D log 2 it is bits per dimension. Raises ValueError for x off the levels.
+    divided by −D log 2 it is bits per dimension. Raises ValueError for x off the levels, except within a CUDA graph.
     Source: Kingma et al. (2016) §5.3 and appendix B; Salimans et al. (2017).
     """
 
@@ -112,8 +124,8 @@ class GreyLevels(_Levels):
 
     .. math:: \log p(x|z) = \sum_j \log\operatorname{softmax}(\ell_j)_{k(x_j)}, \qquad x_j = k/(L-1)
 
-    The levels' order is not known to it. A log-probability in nats; ValueError for x off the levels.
-    Source: Chen §3.5 (categorical); van den Oord et al. (2016).
+    The levels' order is not known to it. A log-probability in nats; ValueError for x off the levels, except within a
+    CUDA graph. Source: Chen §3.5 (categorical); van den Oord et al. (2016).
     """
 
     def __init__(self, logits: Tensor) -> None:
@@ -131,3 +143,37 @@ class GreyLevels(_Levels):
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
         return self.base.sample(torch.Size(sample_shape)) / (self.num_levels - 1)
+
+
+class NegativeBinomial(torch.distributions.NegativeBinomial):
+    r"""Counts x = 0, 1, 2, … from their dispersion r and the logarithm of their mean m.
+
+    .. math:: \log P(x) = \log\frac{\Gamma(x+r)}{\Gamma(r)\,r^x} - \log x! + x\log m - (r+x)\log\Big(1+\frac mr\Big)
+
+    torch's own takes the first term and log m from differences of numbers as large as r log r, of which 32 bits keep
+    nothing: at r = 10⁷ its error is half a nat. Here, from r = 100 on, Stirling's series for log Γ is subtracted term
+    by term; what it leaves out is below 10⁻¹².
+    """
+
+    def __init__(self, dispersion: Tensor, log_mean: Tensor) -> None:
+        self.log_mean = log_mean
+        super().__init__(dispersion, logits=log_mean - dispersion.log(), validate_args=False)
+
+    def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> "NegativeBinomial":
+        return NegativeBinomial(self.total_count.expand(batch_shape), self.log_mean.expand(batch_shape))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        r = self.total_count
+        constant = _log_rising(x, r) - torch.lgamma(x + 1.0)
+        return constant + x * self.log_mean - (r + x) * torch.log1p(self.log_mean.exp() / r)
+
+
+def _log_rising(x: Tensor, r: Tensor) -> Tensor:
+    """log Γ(x + r)/(Γ(r) rˣ), which goes to 0 as r grows."""
+    big = r.clamp(min=100)  # for less the series is not taken, but must be finite
+
+    def rest(s: Tensor) -> Tensor:
+        return (1 - 1 / (30 * s.square())) / (12 * s)  # of Stirling's log Γ(s) = (s − ½) log s − s + ½ log 2π + …
+
+    series = (x + big - 0.5) * torch.log1p(x / big) - x + rest(x + big) - rest(big)
+    return torch.where(r < 100, torch.lgamma(x + r) - torch.lgamma(r) - x * r.log(), series)

@@ -62,10 +62,16 @@ def tile(images, columns: int, gap: int = 1) -> np.ndarray:
     return canvas[..., 0] if channels == 1 else canvas
 
 
+def _in_unit_interval(images) -> np.ndarray:
+    """Stored images are uint8."""
+    images = np.asarray(images)
+    return images / 255 if images.dtype == np.uint8 else images
+
+
 def show_images(images, columns: int, ax: Axes | None = None, gap: int = 1) -> Axes:
-    """Images (N, C, H, W) with values in [0, 1], as one picture; ink is dark, as on paper."""
+    """Images (N, C, H, W) with values in [0, 1], or uint8, as one picture; ink is dark, as on paper."""
     ax = ax or plt.gca()
-    canvas = np.clip(tile(images, columns, gap), 0, 1)
+    canvas = np.clip(tile(_in_unit_interval(images), columns, gap), 0, 1)
     if canvas.ndim == 3:  # colour pictures cannot be masked: their gaps become white
         canvas = np.nan_to_num(canvas, nan=1.0)
     ax.imshow(canvas, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
@@ -75,7 +81,7 @@ def show_images(images, columns: int, ax: Axes | None = None, gap: int = 1) -> A
 
 def reconstructions(x, *decoded, labels: Sequence[str] = (), ax: Axes | None = None) -> Axes:
     """A row of images `x` (N, C, H, W) above one row for each further array of the same shape."""
-    ax = show_images(np.concatenate([np.asarray(a) for a in (x, *decoded)]), columns=len(x), ax=ax)
+    ax = show_images(np.concatenate([_in_unit_interval(a) for a in (x, *decoded)]), columns=len(x), ax=ax)
     cell = np.asarray(x).shape[2] + 1
     for row, label in enumerate(labels):
         ax.text(-0.5, (row + 0.5) * cell - 0.5, f"{label} ", ha="right", va="center")

@@ -1,5 +1,6 @@
 """What a code, or a picture, is good for: judged from outside, without a model."""
 
+import torch
 from torch import Tensor
 
 
@@ -42,11 +43,12 @@ def sharpness(x: Tensor) -> float:
 
     .. math:: \frac1N\sum_n \operatorname{Var}_{ij}\big(x_{i+1,j}+x_{i-1,j}+x_{i,j+1}+x_{i,j-1}-4x_{ij}\big)
 
-    over the inner pixels and channels. `x` is float in [0, 1], (N, C, H, W) with sides of at least 3. Raises
+    over the inner pixels and channels. `x` is float in [0, 1] or uint8, (N, C, H, W) with sides of at least 3. Raises
     ValueError for other shapes. Source: Chen §4.3 calls reconstructions blurry; the measure is Pech-Pacheco et al.'s.
     """
     if x.dim() != 4 or len(x) == 0 or min(x.shape[2:]) < 3:
         raise ValueError(f"x must be images (N, C, H, W) of at least 3 by 3 pixels, got shape {tuple(x.shape)}")
+    x = x / 255 if x.dtype == torch.uint8 else x
     centre = x[..., 1:-1, 1:-1]
     around = x[..., 2:, 1:-1] + x[..., :-2, 1:-1] + x[..., 1:-1, 2:] + x[..., 1:-1, :-2]
     return (around - 4 * centre).double().flatten(1).var(1, correction=0).mean().item()

@@ -20,7 +20,7 @@ from torch import nn
 from vae_core import __version__
 from vae_core.catalogue import Experiment, find
 from vae_core.data import Dataset
-from vae_core.runtime import Runtime, replacing, save_tensors
+from vae_core.runtime import Runtime, random_state, replacing, save_tensors
 
 if TYPE_CHECKING:
     from vae_core.models import Autoencoder
@@ -103,7 +103,7 @@ def save_weights(model: nn.Module, path: Path) -> str:
 
 
 def load_trained(name: str, out: str | Path | None = None) -> "Autoencoder":
-    """The recorded model of an experiment, in evaluation mode.
+    """The recorded model of an experiment, in evaluation mode. The caller's random state is left as it was.
 
     Raises ValueError for an unknown name or an experiment that keeps no weights; for a record that is not of a
     whole run of the experiment as it is defined now, and for weights of another network or another run than the
@@ -115,7 +115,9 @@ def load_trained(name: str, out: str | Path | None = None) -> "Autoencoder":
         raise ValueError(f"the experiment {name} keeps no weights")
     makes = f"`python -m vae_core run {name}{f' --out {folder}' if out is not None else ''}` makes it"
     path = record_path(experiment, experiment.seed, folder)
-    content, model = _recorded_weights(experiment, path, makes), experiment.network()
+    content = _recorded_weights(experiment, path, makes)
+    with random_state(0):  # for first weights that are overwritten; the caller's random numbers stay as they are
+        model = experiment.network()
     try:
         model.load_state_dict(load(content))
     except (RuntimeError, SafetensorError) as error:

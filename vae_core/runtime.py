@@ -8,7 +8,9 @@ import random
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,14 +80,20 @@ def _processor() -> str:
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators (every device) with one integer in [0, 2³²)."""
     check_seed(seed)
+    seed = int(seed)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002, for libraries that still draw from it
     torch.manual_seed(seed)
 
 
+def whole(value: Any) -> Any:
+    """An integer, NumPy's say, as Python's own; anything else, True and False too, as it is."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
 def check_seed(seed: int) -> None:
-    """Raise ValueError unless `seed` is an integer in [0, 2³²)."""
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+    """Raise ValueError unless `seed` is an integer in [0, 2³²), Python's or NumPy's."""
+    if type(whole(seed)) is not int or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
 
 
@@ -105,10 +113,10 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
         part.chmod(0o644)  # safetensors lets nobody else read it
 
 
-def device_of(model: object) -> torch.device:
-    """Where a model's parameters are; the CPU for a model without any."""
+def device_of(model: object, default: torch.device = torch.device("cpu")) -> torch.device:  # noqa: B008, a constant
+    """Where a model's parameters are; `default` for a model without any, or that is no `nn.Module`."""
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    return next((parameter.device for parameter in parameters), torch.device("cpu"))
+    return next((parameter.device for parameter in parameters), default)
 
 
 @contextlib.contextmanager

@@ -54,8 +54,14 @@ class Step:
         return self.descend(index, part)
 
     def descend(self, index: Tensor, part: float) -> Tensor:
-        """One step on the images of these indices, which are this `part` of the whole batch's loss."""
+        """One step on the images of these indices, which are this `part` of the whole batch's loss.
+
+        Raises ValueError for an objective of another shape than theirs.
+        """
         value, terms = self.evaluate(unit_interval(self.x[index]), *(y[index] for y in self.given), *self.anneal)
+        if value.shape != index.shape:
+            asked = f"the objective must give one value per image, shape ({len(index)},)"
+            raise ValueError(f"{asked}, got {tuple(value.shape)}")
         self.names = list(terms)
         loss = -part * (value.mean() if self.reduction == "mean" else value.sum())
         self.optimizer.zero_grad(set_to_none=True)
@@ -90,25 +96,34 @@ class Step:
 class GraphedStep(Step):
     """The same step on a CUDA device, captured once and replayed: no Python, no launches, no synchronisation.
 
-    The first steps run eagerly, which is the warm-up that capturing needs; so does a last, smaller batch.
+    The first steps run eagerly, which is the warm-up that capturing needs; so does a last, smaller batch, always.
+    Streams and graphs belong to the device of the images, which need not be the current one.
     """
 
     WARM_UP = 3
 
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
+        self.side = torch.cuda.Stream(self.x.device)  # for the warm-up and the capture
         self.eager_steps = 0
+        self.size = 0  # of the batch that is captured, the largest one
         self.graph: torch.cuda.CUDAGraph | None = None
         self.index, self.sums = torch.empty(0), torch.empty(0)  # what the graph reads and writes
         for group in self.optimizer.param_groups:
             group["lr"] = torch.tensor(float(group["lr"]), device=self.x.device)  # may change between replays
+
+    def __call__(self, index: Tensor, rate: float, weight: float = 1.0) -> Tensor:
+        with torch.cuda.device(self.x.device):
+            return super().__call__(index, rate, weight)
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"].fill_(rate)
 
     def advance(self, index: Tensor, part: float) -> Tensor:
-        if self.runtime.world_size > 1 or (self.graph is not None and len(index) != len(self.index)):
+        if self.graph is None:
+            self.size = max(self.size, len(index))
+        if self.runtime.world_size > 1 or len(index) != self.size:
             return self.descend(index, part)
         if self.eager_steps < self.WARM_UP:
             self.eager_steps += 1
@@ -119,17 +134,16 @@ class GraphedStep(Step):
         return self.sums.clone()
 
     def _on_side_stream(self, index: Tensor, part: float) -> Tensor:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self.side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.side):
             sums = self.descend(index, part)
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self.side)
         return sums
 
     def _capture(self, index: Tensor, part: float) -> torch.cuda.CUDAGraph:
         self.index, self.graph = index.clone(), torch.cuda.CUDAGraph()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=self.side):
             self.sums = self.descend(self.index, part)
         return self.graph
 

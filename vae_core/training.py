@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from vae_core import checkpoints
-from vae_core.runtime import Runtime, check_seed, evaluation_mode, random_state, unit_interval
+from vae_core.runtime import Runtime, check_seed, evaluation_mode, random_state, unit_interval, whole
 from vae_core.steps import GraphedStep, Step
 
 Objective = Callable[..., Tensor | tuple[Tensor, dict[str, Tensor]]]  # of the model, a batch, and what `fit` adds
@@ -21,7 +21,7 @@ History = list[dict[str, float]]
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became nan or infinite; the model holds the parameters of the last good epoch."""
+    """The loss or a parameter became nan or infinite; the model holds the parameters of the last good epoch."""
 
 
 def fit(
@@ -66,28 +66,32 @@ def fit(
 
     With `checkpoint`, everything needed to go on is written there after each epoch; `resume=True` goes on
     from it; `identity` is kept there too, for what else makes a run what it is (a hash of its config, say).
-    The figures that `after_epoch(model)` returns, called in evaluation mode, are added to the epoch's row: a test loss,
-    for a curve. It may draw random numbers; training goes on as if it had not. Interrupted (Ctrl-C, a notebook's stop
-    button), the model keeps what it has learnt so far and stands in evaluation mode; the next cell may use it.
+    The numbers that `after_epoch(model)` returns, called in evaluation mode, are added to the epoch's row as floats: a
+    test loss, for a curve. It may draw random numbers; training goes on as if it had not. Interrupted (Ctrl-C, a
+    notebook's stop button), the model keeps what it has learnt so far and stands in evaluation mode; the next cell may
+    use it.
 
     Without a `runtime` the model trains where it is. On a CUDA device whole steps are captured in a graph and
     nothing leaves the device within an epoch. If the `runtime` is one of several processes (`torchrun`), each
     takes its part of every batch, and their gradients are averaged (torch's DistributedDataParallel): the same
     loss as in one process, but each draws noise of its own, and batch norm sees only its own part.
 
-    Raises ValueError for settings out of range or a checkpoint of another run, TypeError for images of another dtype,
-    FileExistsError if the checkpoint exists and `resume` is False, and NonFiniteLossError.
+    Raises ValueError for settings out of range, a checkpoint of another run, or an objective of another shape than
+    (B,), TypeError for images of another dtype, FileExistsError if the checkpoint exists and `resume` is False, and
+    NonFiniteLossError.
     Source: Chen Algorithm 1, listing A.2 (`train`); one cycle: Smith and Topin (2019).
     """
+    epochs, batch_size, seed = whole(epochs), whole(batch_size), whole(seed)
     settings: dict[str, Any] = dict(batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay)
     settings |= dict(betas=tuple(betas), reduction=reduction, schedule=schedule, seed=seed, n=len(x), identity=identity)
     settings |= dict(epochs=epochs) if anneal or schedule != "constant" else {}
     runtime = runtime or Runtime(next(model.parameters()).device)
     _check(epochs, settings | dict(y=y), model, runtime.world_size)
     unit_interval(x[:1])  # refuse a wrong dtype before anything moves
+    rates: dict[str, Any] = dict(weight_decay=float(weight_decay), betas=tuple(map(float, settings["betas"])))
+    settings |= dict(learning_rate=float(learning_rate), **rates)  # a checkpoint is read with Python's own alone
     x, model, on_cuda = x.to(runtime.device), model.to(runtime.device), runtime.device.type == "cuda"
-    rates: dict[str, Any] = dict(lr=learning_rate, weight_decay=weight_decay, betas=tuple(betas))
-    optimizer = torch.optim.Adam(model.parameters(), fused=True, capturable=on_cuda, **rates)
+    optimizer = torch.optim.Adam(model.parameters(), settings["learning_rate"], fused=True, capturable=on_cuda, **rates)
     runtime.join()
     with random_state(training_stream(seed)):
         history = _restore(checkpoint, model, optimizer, settings, epochs, resume)
@@ -178,7 +182,7 @@ def _row(step: Step, model: nn.Module, batch_size: int, pace: _Pace, epoch: int,
     """Train for one epoch; its row of the history. Raises NonFiniteLossError, the model being as it was before."""
     start, good = time.perf_counter(), copy.deepcopy(model.state_dict())
     sums, names = _epoch(step, batch_size, pace, epoch, bar)
-    _check_finite(sums, model, good, epoch + 1)
+    _check_finite(step, sums, model, good, epoch + 1)
     means = dict(zip(names, (sums.double().sum(0) / len(step.x)).tolist(), strict=True))
     bar.set_postfix({name: f"{mean:.2f}" for name, mean in means.items() if name in ("loss", "kl")})
     return {"epoch": epoch + 1, **means, "seconds": time.perf_counter() - start}
@@ -198,15 +202,26 @@ def _epoch(step: Step, batch_size: int, pace: _Pace, epoch: int, bar) -> tuple[T
 def _undisturbed(function: Callable[[nn.Module], dict[str, float]], model: nn.Module) -> dict[str, float]:
     """What `function(model)` returns in evaluation mode; random state and each module's mode are left as they were."""
     with evaluation_mode(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        return function(model)
+        return {name: float(value) for name, value in function(model).items()}
 
 
-def _check_finite(sums: Tensor, model: nn.Module, good: dict, epoch: int) -> None:
+def _check_finite(step: Step, sums: Tensor, model: nn.Module, good: dict[str, Tensor], epoch: int) -> None:
+    """Unless each step's loss and the state it led to are finite, put the state `good` back and say what is not."""
     bad = (~sums.isfinite().all(1)).nonzero()
     if len(bad):
-        model.load_state_dict(good)
-        raise NonFiniteLossError(
-            f"the loss became {sums[bad[0, 0], 0]:.0f} in epoch {epoch}, step {bad[0, 0] + 1} of {len(sums)}; "
-            f"the model is back at the end of epoch {epoch - 1}. A smaller learning_rate often helps; "
-            "check that the images are in [0, 1] and that no logarithm is taken of a probability"
-        )
+        what = f"the loss became {sums[bad[0, 0], 0]:.0f} in epoch {epoch}, step {bad[0, 0] + 1} of {len(sums)}"
+    elif step.over_processes(_spoilt(model.state_dict(), good)):
+        what = f"a gradient of epoch {epoch} made a parameter nan or infinite"
+    else:
+        return
+    model.load_state_dict(good)
+    raise NonFiniteLossError(
+        f"{what}; the model is back at the end of epoch {epoch - 1}. A smaller learning_rate often helps; "
+        "check that the images are in [0, 1] and that no logarithm is taken of a probability"
+    )
+
+
+def _spoilt(state: dict[str, Tensor], good: dict[str, Tensor]) -> Tensor:
+    """How many tensors are no longer finite, on their device (a mask of -inf, say, never was)."""
+    names = [name for name, value in state.items() if value.is_floating_point()]
+    return torch.stack([good[name].isfinite().all() & ~state[name].isfinite().all() for name in names]).sum()
