@@ -9,7 +9,7 @@ HERE = Path(__file__).resolve().parent
 PAGE = HERE / "claims.md"
 DOCUMENTS = {"C": "Chen's thesis", "L": "the lecture notes", "S": "Saleh's report", "I": "Irvin's report"}
 DOCUMENTS |= {"D": "Linderman's slides", "X": "all documents"}
-VERDICTS = ("holds", "holds in part", "does not hold here")
+VERDICTS = {"holds": "hold", "holds in part": "hold in part", "does not hold here": "do not hold here"}
 SEVERITIES = ("major", "minor", "nit", "cleared")
 
 INTRODUCTION = """# Claims and errata
@@ -27,7 +27,7 @@ it. This page is the index of both, made from the same files as the chapters' te
 
 Of {count} entries {counts}. *Major* ones change a result, or a formula that one would copy; *minor* ones are wrong or
 incomplete with a small effect; a *nit* is a letter; *cleared* is what looked wrong and is right. A row without
-a section needs no proof.
+a section is about letters only, or about derivations spread over several chapters.
 
 {errata}
 """
@@ -52,7 +52,7 @@ def claims_table(items: dict[str, dict]) -> str:
     judged = {name: item for name, item in items.items() if "verdict" in item}
     if not judged:
         return "No claim has been judged yet."
-    counts = [f"{sum(item['verdict'] == v for item in judged.values())} {v}" for v in VERDICTS]
+    counts = [f"{sum(item['verdict'] == v for item in judged.values())} {plural}" for v, plural in VERDICTS.items()]
     rows = [
         [cell(item["claim"]), f"**{item['verdict']}**", cell(item["because"]), section(item["section"])]
         for _, item in sorted(judged.items(), key=lambda pair: (list(DOCUMENTS).index(pair[0][0]), number(pair[0])))

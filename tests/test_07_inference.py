@@ -169,7 +169,7 @@ def test_score_and_path_gradients_lead_to_the_same_q():
     start, losses = bell(torch.ones(50), torch.full((50,), 0.3)), []
     for estimator, options in ((pathwise, {}), (score_function, {"baseline": "leave-one-out"}), (score_function, {})):
         q = climb(lambda q, e=estimator, o=options: e(f(q), q, 8, **o), start, 400)
-        losses.append((HUMPS.gap(X.expand(50, 1), q) - 0.6984).mean().item())
+        losses.append((HUMPS.gap(X.expand(50, 1), q) - 0.7025).mean().item())
         assert q.mean.median().item() == pytest.approx(1.186, abs=0.02)
         assert q.stddev.median().item() == pytest.approx(0.126, abs=0.02)
     assert -1e-4 < losses[0] < losses[1] < losses[2] < 0.05

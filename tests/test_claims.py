@@ -56,4 +56,4 @@ def test_claims_stand_in_the_documents_order():
     items = {"S-4.1.8": made | {"claim": "third"}, "C-4.2.10": made | {"claim": "second"}, "C-4.2.9": made}
     text = claims.claims_table(items)
     assert text.index("more is more") < text.index("second") < text.index("third")
-    assert "3 holds, 0 holds in part, and 0 does not hold here" in text
+    assert "Of 3 claims 3 hold, 0 hold in part, and 0 do not hold here." in text

@@ -11,7 +11,7 @@ from vae_core import records as kept
 
 def made_record(seed: int, loss: float) -> dict:
     test = {"loss": loss, "reconstruction": loss - 10, "kl": 10.0, "n": 360, "entropy_floor": 5.0, "active_units": 2}
-    return {"seed": seed, "device": "cpu: made up", "wall_seconds": 3.0, "test": test}
+    return {"seed": seed, "device": "cpu: made up", "wall_seconds": 3.0, "test": test, "history": 7 * [{}]}
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def rows_of(name: str) -> list[list[str]]:
 
 def test_a_row_gives_mean_and_spread_over_seeds_and_the_excess_over_the_floor(registry):
     spread = "± 1.41"  # of 30 and 32
-    ((_, loss, reconstruction, kl, excess, active, seeds, seconds),) = rows_of("first")
+    ((_, loss, reconstruction, kl, excess, active, seeds, epochs, seconds),) = rows_of("first")
     assert (loss, reconstruction, excess) == (f"31.00 {spread}", f"21.00 {spread}", "16.00")
-    assert (kl, active, seeds, seconds) == ("10.00 ± 0.00", "2, 2", "2", "3")
+    assert (kl, active, seeds, epochs, seconds) == ("10.00 ± 0.00", "2, 2", "0, 1", "7", "3")
 
 
 def test_printed_numbers_stand_beside_ours_with_difference_and_verdict(registry):
@@ -100,6 +100,12 @@ def test_sources_become_sections_that_name_data_and_device(registry):
     text = reproduction.page()
     assert text.count("## A source") == 1
     assert "360 test images of digits, entropy floor 5.00 nats; trained on cpu: made up" in text
+
+
+def test_no_floor_is_told_of_a_density(registry):
+    density = replace(catalogue.find("digits-d2"), model={"likelihood": "learned_gaussian"})
+    assert reproduction.images([(density, [made_record(0, 30.0)])]) == "360 test images of digits"
+    assert reproduction.row(density, [made_record(0, 30.0)])[4] == "–"
 
 
 def test_what_is_not_recorded_is_named(registry):
