@@ -25,7 +25,7 @@ INTRODUCTION = """(ledger)=
 
 Before the first chapter was written, the five source documents were read line by line, and all that they define,
 derive, run, show or claim was numbered: {total} items, by the sections of each document. Each has a place in this book
-and a test of its own. **{placed} of {total}** are in place. A test that is a notebook means the cells of that
+and a test. **{placed} of {total}** are in place. A test that is a notebook means the cells of that
 section, whose printed results are compared. Of a claim the table also gives our verdict; {{doc}}`claims` says what
 decided it.
 """
