@@ -26,7 +26,8 @@ anything on another machine.
 - **PyTorch's example** and **Pythae's trainer** run their own networks (one hidden layer), and so do we beside them.
 - **Linear models** are whole fits of the 60,000 images with 20 components, against scikit-learn's (three rounds).
 - **The explorer** is measured in a browser: how soon it stands, how fast it draws; at the end of this page.
-- **The preset fast** reaches the thesis network's own 20-epoch test loss sooner; see below.
+- **The preset fast** reaches the thesis network's own 20-epoch test loss sooner; its ratio is of
+  the times to that loss, so it counts 20 epochs against 6 as well.
 """
 
 FAST = """## The same loss sooner
@@ -49,6 +50,15 @@ memory and a call. That is what keeps the first rows below their targets; a comp
 
 def rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def short(value: float) -> str:
+    """Two digits, readable: 6.3, 21,000, 2·10⁻¹³."""
+    if 0 < value < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"${float(mantissa):g}\\cdot10^{{{int(exponent)}}}$"
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
 
 
 def bench_section(record: dict) -> str:
@@ -79,7 +89,7 @@ gradient's). Below 1 is better. {device}, torch {torch}; median of {rounds} roun
 def gradients_section(record: dict) -> str:
     head = ["estimator", "µs each", "variance", "variance × time, relative"]
     rows = [
-        [row["what"], f"{row['microseconds']:.1f}", f"{row['variance']:.2g}", f"{row['ratio']:.2g}"]
+        [row["what"], f"{row['microseconds']:.1f}", short(row["variance"]), short(row["ratio"])]
         for row in record["rows"]
     ]
     return f"{GRADIENTS.format(**record, torch=record['versions']['torch'])}\n{table(head, rows)}\n"

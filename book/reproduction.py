@@ -78,10 +78,10 @@ seeds: given the clean image, and given a corrupted one. {epochs} epochs, {secon
 ABLATIONS = """## Which unstated choice matters: d = 20 on MNIST, one setting changed at a time
 
 The thesis' text and its listing differ (mean or sum over the batch), and the text leaves open what the test loss is
-computed with. The first row is `chen-mnist-d20`; each other row changes one setting of training. The last two columns
-change the *evaluation* of the same trained model: the mean of q(z|x) in the place of a sampled code, which makes a
-number that is smaller and no bound on anything; and batch norm by the statistics of 1000 test images in the place of
-its running averages.
+computed with. The first row is `chen-mnist-d20`; each other row changes one setting of training. The columns *loss at
+the mean code* and *loss with batch statistics* change the *evaluation* of the same trained model: the mean of q(z|x)
+in the place of a sampled code, which makes a number that is smaller and no bound on anything; and batch norm by the
+statistics of 1000 test images in the place of its running averages.
 """
 
 

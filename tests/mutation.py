@@ -30,7 +30,7 @@ TESTS = {  # the tests that are about the module
         *("test_objectives", "test_importance", "test_schedules", "test_autoencoder"),
         *("test_04_the_elbo", "test_15_beta_and_collapse"),
     ],
-    "linear": ["test_linear", "test_linear_bounds"],
+    "linear": ["test_linear", "test_linear_bounds", "test_linear_refusals"],
     "linear_gaussian": ["test_linear", "test_linear_bounds", "test_linear_refusals"],
     "gradients": ["test_gradients", "test_gradient_variances"],
     "evaluation": ["test_evaluation", "test_importance", "test_inference_gap", "test_bad_input", "test_training"],

@@ -53,6 +53,14 @@ def test_the_estimators_of_a_gradient_have_a_table_of_their_own(bench):
     assert "images/s" not in text.split("## What a gradient costs")[1]
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.0, "0"), (1.0, "1"), (6.34, "6.3"), (99.4, "99"), (4234.0, "4,200"), (2.13e-13, r"$2.1\cdot10^{-13}$")],
+)
+def test_two_digits_are_written_as_people_write_them(value, said):
+    assert performance.short(value) == said
+
+
 def explorer_record(**figures) -> dict:
     told = {"what": "one decode, p95", "unit": "ms", "target": 2, "less": True}
     frames = {"what": "pictures per second", "unit": "", "target": 60, "less": False}

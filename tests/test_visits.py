@@ -133,10 +133,17 @@ def test_one_faint_word_among_many_is_found(browser, served, change):
         assert "color-contrast" in serious_faults(visit.page)
 
 
+CUT = """() => [...document.querySelectorAll("article span.math, article code, .prev-next-area *")]
+  .filter((one) => one.clientWidth && one.scrollWidth > one.clientWidth + 1)
+  .filter((one) => getComputedStyle(one).overflowX == "hidden")
+  .map((one) => one.textContent.slice(0, 50))"""  # what is wider than its place and cannot be scrolled
+
+
 @pytest.mark.parametrize("width", [320, PHONE["width"]])
 def test_nothing_sticks_out_of_a_phone(on_phone, width):
     on_phone.page.set_viewport_size(PHONE | {"width": width})
     assert on_phone.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert on_phone.page.evaluate(CUT) == []
 
 
 def test_sliders_that_need_python_say_so(opened):

@@ -46,8 +46,8 @@ def nt_xent(u: Tensor, v: Tensor, temperature: float = 0.5) -> Tensor:
     .. math:: \frac12\sum_{a\in\{u_n,v_n\}}\log\frac{e^{\cos(u_n,v_n)/\tau}}{\sum_{b\ne a}e^{\cos(a,b)/\tau}}
 
     b runs over the other 2B − 1 codes of the batch: which of them is the other view of the same image? It is to be
-    maximised, and lies between −log(1 + (2B − 2)e^{±2/τ}). Raises ValueError for codes of different shape, fewer than
-    two images, or a temperature that is not positive. Source: Chen, Kornblith et al. (2020), eq. (1).
+    maximised, and lies between :math:`-\log(1+(2B-2)e^{\pm2/\tau})`. Raises ValueError for codes of different shape,
+    fewer than two images, or a temperature that is not positive. Source: Chen, Kornblith et al. (2020), eq. (1).
     """
     if u.shape != v.shape or u.dim() != 2 or len(u) < 2:
         raise ValueError(f"both views need codes (B, d) of at least two images, got {tuple(u.shape)}, {tuple(v.shape)}")

@@ -111,7 +111,7 @@ def variational_em(
     r"""Variational EM with mini-batches; a row per epoch: epoch, loss (nats per datum), and what `after_epoch` adds.
 
     .. math:: \text{E: } \lambda_n \leftarrow \lambda_n + \alpha\,\nabla_{\lambda_n}\mathcal L(x_n)
-              \quad(n\in B,\ \texttt{e\_steps}\text{ times}), \qquad
+              \quad(n\in B,\ \texttt{e_steps}\text{ times}), \qquad
               \text{M: } \theta \leftarrow \theta + \frac{\alpha'}{|B|}\sum_{n\in B}\nabla_\theta\mathcal L(x_n)
 
     `model` needs `prior` and `likelihood(z)`; θ are the parameters that these reach, x (N, …) floats. Each datum keeps
