@@ -57,8 +57,7 @@ def short(value: float) -> str:
     if 0 < value < 1e-3:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"${float(mantissa):g}\\cdot10^{{{int(exponent)}}}$"
-    rounded = float(f"{value:.2g}")
-    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
+    return rate(float(f"{value:.2g}"))
 
 
 def bench_section(record: dict) -> str:

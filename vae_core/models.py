@@ -65,8 +65,12 @@ class Autoencoder(nn.Module):
     def _decoder_input(self, z: Tensor) -> Tensor:
         return z
 
+    def _images(self, x: Tensor) -> Tensor:
+        """x, checked, in the precision of the weights."""
+        return checked_images(x, self.input_shape).to(self.mean.weight.dtype)
+
     def _features(self, x: Tensor) -> Tensor:
-        return self.encoder(checked_images(x, self.input_shape).to(self.mean.weight.dtype))
+        return self.encoder(self._images(x))
 
 
 class VAE(Autoencoder):
@@ -138,7 +142,7 @@ class ConditionalVAE(VAE):
         return self._with_condition(z)
 
     def _features(self, x: Tensor) -> Tensor:
-        flat = checked_images(x, self.input_shape).to(self.mean.weight.dtype).flatten(1)
+        flat = self._images(x).flatten(1)
         return self.encoder(flat if self.blind else self._with_condition(flat))
 
 
