@@ -52,7 +52,7 @@ mutants: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py
 
 again: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python tests/again.py
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/rerun_cells.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -72,7 +72,7 @@ reproduce: $(READY)
 	$(BIN)/python book/linear_mnist.py
 	$(BIN)/python book/explorer_codes.py
 	$(BIN)/python book/measurements.py
-	$(BIN)/python book/factors.py
+	$(BIN)/python book/disentanglement.py
 	for k in 5 50; do test -f book/results/iwae-mnist-k$$k.safetensors || $(BIN)/python -m vae_core run iwae-mnist-k$$k; done
 	$(BIN)/python book/bounds.py
 	$(BIN)/python book/representations.py

@@ -24,14 +24,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vae_core.catalogue import find
 from vae_core.data import Dataset, check_writable, load
 from vae_core.distributions import diagonal_normal
-from vae_core.evaluation import evaluate, inference_gap, many_log_weights
+from vae_core.evaluation import evaluate, inference_gap, log_weights_in_chunks
+from vae_core.experiments.records import default_out, load_trained, provenance, write_record
+from vae_core.experiments.registry import find
+from vae_core.experiments.setups import build, objective_of, start_at_mean_image, test_images
 from vae_core.inference import annealed_importance_sampling, log_mean_exp
-from vae_core.records import default_out, load_trained, made_by, write_record
 from vae_core.runtime import Runtime, evaluation_mode, random_state, save_tensors
-from vae_core.setups import build, objective_of, start_at_mean_image, test_images
 from vae_core.training import fit
 
 NAME, MODELS = "measured-bounds", ("iwae-mnist-k1", "iwae-mnist-k5", "iwae-mnist-k50")
@@ -51,7 +51,7 @@ Figures, Tensors = dict, dict[str, Tensor]
 def pool(model: nn.Module, x: Tensor, count: int, seed: int = 0, images: int = 50, at_once: int = 100) -> Tensor:
     """`count` log weights of each image, (count, N), float64, a portion of draws and images at a time."""
     with evaluation_mode(model), random_state(seed):
-        return torch.cat([many_log_weights(model, part, count, at_once) for part in x.split(images)], 1)
+        return torch.cat([log_weights_in_chunks(model, part, count, at_once) for part in x.split(images)], 1)
 
 
 def bound_of(log_w: Tensor, k: int) -> Tensor:
@@ -154,7 +154,7 @@ def main() -> None:
     options = parser.parse_args()
     check_writable(options.out, "the folder for records", "choose another with --out")
     begin, dataset = time.perf_counter(), load("mnist", options.data_root)
-    record = made_by(NAME, "python book/bounds.py", Runtime.detect("cpu"))
+    record = provenance(NAME, "python book/bounds.py", Runtime.detect("cpu"))
     record |= {"seed": 0, "data_sha256": dataset.sha256}
     record["config"] = {"images": SIZES, "search": SEARCH, "annealing": ANNEALING, "widen": WIDEN, "starts": STARTS}
     record["figures"], tensors = {}, {}

@@ -21,9 +21,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import claims
-import ledger_index
 import performance
 import reproduction
+import sources
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,7 +109,7 @@ def linkcheck(out: Path) -> int:
 
 def jupyter_book(execute: bool, out: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Write the generated pages, then run jupyter-book."""
-    for page in (reproduction, performance, claims, ledger_index):
+    for page in (reproduction, performance, claims, sources):
         page.write()
     with tempfile.TemporaryDirectory() as folder:
         config_path = Path(folder) / "_config.yml"

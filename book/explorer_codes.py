@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from vae_core.catalogue import find
 from vae_core.data import check_writable, load
-from vae_core.explorer import EncodedImages
-from vae_core.records import default_out, load_trained
+from vae_core.experiments.records import default_out, load_trained
+from vae_core.experiments.registry import find
+from vae_core.experiments.setups import prepare
+from vae_core.interactive.explorer import EncodedImages
 from vae_core.runtime import unit_interval
-from vae_core.setups import prepare
 
 NAMES = ("chen-mnist-d2", "chen-mnist-d20", "chen-fashion-d2", "saleh-boots-k2")
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vae_core._linear_gaussian import LinearGaussian
 from vae_core.data import check_writable, load
+from vae_core.experiments.records import default_out, provenance, write_record
 from vae_core.linear import PCA, PPCA, FactorAnalysis
-from vae_core.linear_gaussian import LinearGaussian
-from vae_core.records import default_out, made_by, write_record
 from vae_core.runtime import Runtime, save_tensors
 
 NAME, SIZES, KEPT = "linear-mnist", (1, 2, 5, 10, 15, 20, 25, 50, 100, 200), 20
@@ -54,7 +54,7 @@ def main() -> None:
     dataset = load("mnist", options.data_root)
     train, test = dequantized(dataset.x_train, 0), dequantized(dataset.x_test, 1)
     grey_train, grey_test = (x.flatten(1).double() / 255 for x in (dataset.x_train, dataset.x_test))
-    record = made_by(NAME, f"python book/{NAME.replace('-', '_')}.py", Runtime.detect("cpu"))
+    record = provenance(NAME, f"python book/{NAME.replace('-', '_')}.py", Runtime.detect("cpu"))
     record["data_sha256"] = dataset.sha256
     record["config"] = {"dataset": "mnist", "dequantized": True, "seed": 0, "tol": 1e-3, "sizes": SIZES}
     ppcas, analyses = {d: PPCA(d) for d in SIZES}, {d: FactorAnalysis(d, tol=1e-3, max_iter=5000) for d in SIZES}

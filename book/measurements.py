@@ -15,14 +15,14 @@ import torch
 from sklearn.manifold import TSNE, trustworthiness
 from torch import Tensor, nn
 
-from vae_core.catalogue import find
 from vae_core.data import Dataset, check_writable, load
 from vae_core.evaluation import kl_per_unit, linear_probe, neighbour_accuracy, reconstruction_mse, sharpness
-from vae_core.experiments import losses
+from vae_core.experiments.records import default_out, load_trained, provenance, write_record
+from vae_core.experiments.registry import find
+from vae_core.experiments.run import losses
+from vae_core.experiments.setups import build, objective_of, prepare
 from vae_core.linear import PCA
-from vae_core.records import default_out, load_trained, made_by, write_record
 from vae_core.runtime import Runtime, evaluation_mode, random_state, save_tensors, unit_interval
-from vae_core.setups import build, objective_of, prepare
 from vae_core.training import fit
 
 Figures, Tensors = dict, dict[str, Tensor]
@@ -259,7 +259,7 @@ def compact(name: str, value: Tensor) -> Tensor:
 def measure(name: str, data_root: Path | None, out: Path) -> None:
     """Make one measurement and write both of its files, the record last."""
     begin, path = time.perf_counter(), out / f"measured-{name}.json"
-    record = made_by(path.stem, f"python book/measurements.py {name}", Runtime.detect("cpu"))
+    record = provenance(path.stem, f"python book/measurements.py {name}", Runtime.detect("cpu"))
     record["figures"], tensors = MEASUREMENTS[name](partial(load, root=data_root))
     save_tensors({key: compact(key, value) for key, value in tensors.items()}, path.with_suffix(".safetensors"))
     write_record(record | {"wall_seconds": time.perf_counter() - begin}, path)

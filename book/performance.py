@@ -5,8 +5,8 @@ from pathlib import Path
 
 from reproduction import active, table
 
-from vae_core.catalogue import find
-from vae_core.records import LOSSES, default_out, spread, valid_records
+from vae_core.experiments.records import LOSSES, default_out, format_mean_std, valid_records
+from vae_core.experiments.registry import find
 
 PAGE = Path(__file__).with_name("performance.md")
 
@@ -128,7 +128,7 @@ def fast_section() -> str:
     rows = []
     for experiment in (thesis, fast):
         if records := valid_records(experiment, default_out()):
-            figures = [spread(record["test"][f] for record in records) for f in LOSSES]
+            figures = [format_mean_std(record["test"][f] for record in records) for f in LOSSES]
             rows.append([f"`{experiment.name}`", str(experiment.epochs), *figures, active(records), str(len(records))])
     if not rows:
         return ""

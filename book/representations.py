@@ -24,15 +24,22 @@ from measurements import in_batches
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vae_core.catalogue import FAST, find
-from vae_core.contrastive import agreement, colour_views, conv_contrastive, grey_views, mlp_contrastive, placed
 from vae_core.data import Dataset, check_writable, load
 from vae_core.evaluation import evaluate, linear_probe, neighbour_accuracy
+from vae_core.experiments.contrastive import (
+    colour_views,
+    conv_contrastive,
+    grey_views,
+    mlp_contrastive,
+    random_affine,
+    simclr_objective,
+)
+from vae_core.experiments.records import default_out, load_trained, provenance, write_record
+from vae_core.experiments.registry import FAST, find
 from vae_core.linear import PCA
 from vae_core.models import Autoencoder, conv_vae, mlp_autoencoder, mlp_vae
 from vae_core.networks import conv_decoder, conv_encoder, feature_map
-from vae_core.objectives import beta_elbo_terms, code_log_likelihood, linear_warm_up
-from vae_core.records import default_out, load_trained, made_by, write_record
+from vae_core.objectives import beta_elbo_terms, linear_warm_up, reconstruction_log_likelihood
 from vae_core.runtime import Runtime, evaluation_mode, random_state, save_tensors, seed_everything, unit_interval
 from vae_core.training import fit
 
@@ -68,7 +75,7 @@ TASKS = {
 
 def any_turn(x: Tensor) -> Tensor:
     """The views of `grey_views`, but turned by any angle: what they tell an encoder is that 6 and 9 are one."""
-    return placed(x, degrees=180, smallest=0.7, shift=0.05)
+    return random_affine(x, degrees=180, smallest=0.7, shift=0.05)
 
 
 def conv_autoencoder(shape: tuple[int, ...], d: int) -> Autoencoder:
@@ -85,7 +92,7 @@ def reconstructive(task: Task, kind: str, x: Tensor, d: int, seed: int) -> nn.Mo
     model = makers[0 if auto else 1](tuple(x.shape[1:]), d)
     weight = linear_warm_up(WARM_UP)
     anneal = None if auto else lambda progress: BETA * weight(progress)
-    objective = code_log_likelihood if auto else beta_elbo_terms
+    objective = reconstruction_log_likelihood if auto else beta_elbo_terms
     settings = FAST | dict(learning_rate=task.rate)
     fit(model, x, objective, epochs=task.epochs, anneal=anneal, seed=seed, progress=False, **settings)
     return model
@@ -95,7 +102,7 @@ def contrastive(task: Task, views: Callable, x: Tensor, d: int, seed: int, epoch
     """The same encoder, trained to agree on two views; with no epochs, untrained."""
     seed_everything(seed)
     model = (mlp_contrastive if task.dense else conv_contrastive)(tuple(x.shape[1:]), d)
-    objective = partial(agreement, views=views, temperature=TEMPERATURE)
+    objective = partial(simclr_objective, views=views, temperature=TEMPERATURE)
     epochs = task.contrastive_epochs if epochs is None else epochs
     settings = FAST | dict(learning_rate=task.contrastive_rate)
     fit(model, x, objective, epochs=epochs, seed=seed, progress=False, **settings)
@@ -228,7 +235,7 @@ def take_down(name: str, dataset: Dataset, path: Path) -> None:
     raw = json.loads(beside.read_text())["figures"]["probes"]["raw pixels"] if beside.exists() else {}
     whole = len(dataset.x_train) >= 50_000
     figures, more = measure(name, dataset, raw if whole else {})
-    record |= made_by(path.stem, f"python book/{NAME}.py", Runtime.detect("cpu"))
+    record |= provenance(path.stem, f"python book/{NAME}.py", Runtime.detect("cpu"))
     tasks = record.get("config", {}).get("tasks", {}) | {name: vars(TASKS[name])}
     record["config"] = {
         "beta": BETA,

@@ -4,8 +4,8 @@ from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 
-from vae_core.catalogue import EXPERIMENTS, Experiment
-from vae_core.records import LOSSES, Record, default_out, spread, valid_records
+from vae_core.experiments.records import LOSSES, Record, default_out, format_mean_std, valid_records
+from vae_core.experiments.registry import EXPERIMENTS, Experiment
 
 PAGE = Path(__file__).with_name("reproduction.md")
 TITLES = dict(zip(LOSSES, ("loss", "rec. error", "KL"), strict=True))
@@ -125,7 +125,7 @@ def printed_section(recorded: Recorded) -> str:
             figures = [
                 TITLES[figure],
                 f"{printed:.2f}",
-                spread(values),
+                format_mean_std(values),
                 f"{mean(values) - printed:+.2f}",
                 verdict(printed, values),
             ]
@@ -147,13 +147,13 @@ def images(group: Recorded) -> str:
 
 def row(experiment: Experiment, records: list[Record]) -> list[str]:
     tests = [record["test"] for record in records]
-    cells = [f"`{experiment.name}`", *(spread(test[figure] for test in tests) for figure in LOSSES)]
+    cells = [f"`{experiment.name}`", *(format_mean_std(test[figure] for test in tests) for figure in LOSSES)]
     excess = mean(test["reconstruction"] - test["entropy_floor"] for test in tests)
     cells.append(f"{excess:.2f}" if has_floor(experiment) else "–")
     cells.append(active(records))
     if all("log_likelihood" in test for test in tests):
         values, error = [test["log_likelihood"] for test in tests], mean(test["log_likelihood_error"] for test in tests)
-        cells.append(f"{spread(values)} (standard error {error:.2f})")
+        cells.append(f"{format_mean_std(values)} (standard error {error:.2f})")
     seeds, epochs = ", ".join(str(record["seed"]) for record in records), str(len(records[0]["history"]))
     return [*cells, seeds, epochs, seconds(records)]
 
@@ -217,7 +217,7 @@ def robustness_section(group: Recorded) -> str:
         for figure in ("mse", "mse_from_corrupted"):
             for records in (vae, other):
                 values = [1000 * record["test"].get(figure, record["test"]["mse"]) for record in records]
-                cells.append(spread(values))
+                cells.append(format_mean_std(values))
         rows.append([*cells, f"{len(vae)} + {len(other)}"])
     if not rows:
         return ""
@@ -235,10 +235,11 @@ def ablation_section(group: Recorded, baseline: list[Record]) -> str:
     rows, usual = [], mean(record["test"]["loss"] for record in baseline)
     for name, records in [("chen-mnist-d20", baseline), *((e.name, records) for e, records in group)]:
         tests = [record["test"] for record in records]
-        cells = [f"`{name}`", spread(test["loss"] for test in tests), f"{mean(t['loss'] for t in tests) - usual:+.2f}"]
+        losses = [test["loss"] for test in tests]
+        cells = [f"`{name}`", format_mean_std(losses), f"{mean(losses) - usual:+.2f}"]
         for figure in ("loss_at_mean_code", "loss_with_batch_statistics"):
             values = [test[figure] for test in tests if figure in test]
-            cells.append(spread(values) if values else "–")
+            cells.append(format_mean_std(values) if values else "–")
         rows.append([*cells, active(records)])
     head = ["experiment", "loss", "difference", "loss at the mean code", "loss with batch statistics", "active"]
     return f"{ABLATIONS}\n{table(head, rows)}\n"

@@ -16,15 +16,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import peers
+import other_trainers
 import torch
 from torch import Tensor, nn
 
-from vae_core.catalogue import find
 from vae_core.data import load
+from vae_core.experiments.records import commit, default_out, versions, write_record
+from vae_core.experiments.registry import find
 from vae_core.models import mlp_vae
 from vae_core.objectives import elbo_terms
-from vae_core.records import commit, default_out, versions, write_record
 from vae_core.runtime import Runtime
 from vae_core.training import fit
 
@@ -81,21 +81,21 @@ def compare(what: str, mine: Pass, other: Pass, target: float, rounds: int, runt
 
 
 def rows(x: Tensor, root: Path, runtime: Runtime, rounds: int) -> list[dict]:
-    def against(what: str, peer: peers.Peer, target: float) -> dict:
+    def against(what: str, peer: other_trainers.Peer, target: float) -> dict:
         network, training, their_pass = peer
         return compare(what, ours(x, runtime, network, training), their_pass, target, rounds, runtime)
 
     on_cuda, network = runtime.device.type == "cuda", dict(latent_dim=20)
-    limit, thesis = products(runtime), peers.thesis_way(root, N, runtime.device)
-    plain = ours(x, runtime, network, peers.THESIS)
+    limit, thesis = products(runtime), other_trainers.thesis_way(root, N, runtime.device)
+    plain = ours(x, runtime, network, other_trainers.THESIS)
     table = [compare("share of the matrix products' rate", plain, limit, 0.75, rounds, runtime)]
     if shutil.which("g++") and not on_cuda:
-        compiled = ours(x, runtime, network, peers.THESIS, torch.compile(elbo_terms))
+        compiled = ours(x, runtime, network, other_trainers.THESIS, torch.compile(elbo_terms))
         table.append(compare("the same, objective under torch.compile", compiled, limit, 0.75, rounds, runtime))
         table.append(compare("thesis' way, objective under torch.compile", compiled, thesis[2], 3, rounds, runtime))
     table.append(against("thesis' way", thesis, 50 if on_cuda else 3))
-    table.append(against("PyTorch's example", peers.pytorch_example(root, N, runtime.device), 1))
-    if peer := peers.pythae(x, runtime.device):
+    table.append(against("PyTorch's example", other_trainers.pytorch_example(root, N, runtime.device), 1))
+    if peer := other_trainers.pythae(x, runtime.device):
         table.append(against("Pythae's trainer", peer, 1))
     return [*table, *quality(x, thesis[2], runtime, rounds)]
 
@@ -141,7 +141,7 @@ def main() -> None:
     table = rows(x, options.data_root, runtime, options.rounds)
     record = {"command": "make bench", "commit": commit(), "device": runtime.describe(), "versions": versions()}
     if runtime.device.type == "cpu":
-        record["breakdown"] = breakdown(ours(x, runtime, dict(latent_dim=20), peers.THESIS))
+        record["breakdown"] = breakdown(ours(x, runtime, dict(latent_dim=20), other_trainers.THESIS))
     where = "cuda" if runtime.device.type == "cuda" else f"cpu-{torch.get_num_threads()}"
     write_record(record | {"rounds": options.rounds, "rows": table}, options.out / f"bench-{where}.json")
 

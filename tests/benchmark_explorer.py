@@ -32,9 +32,9 @@ from book_pages import ROOT, Quiet
 from widget_pages import write_page
 
 from conftest import CHROMIUM, FLAGS
-from vae_core.explorer import LatentExplorer
+from vae_core.experiments.records import commit, default_out, versions, write_record
+from vae_core.interactive.explorer import LatentExplorer
 from vae_core.models import mlp_vae
-from vae_core.records import commit, default_out, versions, write_record
 from vae_core.runtime import Runtime
 
 PAGES = {  # what: where its page lies below the folder that is served

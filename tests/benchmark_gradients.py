@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Independent
 
 from vae_core.distributions import diagonal_normal, standard_normal
+from vae_core.experiments.records import commit, default_out, versions, write_record
 from vae_core.gradients import (
     doubly_reparameterized,
     implicit,
@@ -33,7 +34,6 @@ from vae_core.gradients import (
     taylor_control_variate,
 )
 from vae_core.networks import mlp
-from vae_core.records import commit, default_out, versions, write_record
 from vae_core.runtime import Runtime
 
 BATCH, K = 1000, 8

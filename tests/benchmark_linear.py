@@ -20,10 +20,10 @@ import torch
 from sklearn import decomposition as scikit
 from sklearn.exceptions import ConvergenceWarning as TheirWarning
 
+from vae_core._linear_gaussian import ConvergenceWarning
 from vae_core.data import load
+from vae_core.experiments.records import commit, default_out, versions, write_record
 from vae_core.linear import PPCA, FactorAnalysis
-from vae_core.linear_gaussian import ConvergenceWarning
-from vae_core.records import commit, default_out, versions, write_record
 from vae_core.runtime import Runtime
 
 D = 20

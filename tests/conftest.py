@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from vae_core import setups
-from vae_core.__main__ import main
 from vae_core.data import default_root
+from vae_core.experiments import setups
+from vae_core.experiments.command_line import main
 from vae_core.objectives import elbo_terms
 
 settings.register_profile("without a clock", deadline=None)  # timings live in benchmarks: a busy machine is no failure

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from book_pages import Visit
+from explorer_models import lively, make_exact
 from PIL import Image
-from test_explorer import lively, make_exact
 from widget_pages import FRAMES, GET, write_page
 
-from vae_core.explorer import EncodedImages, LatentExplorer
-from vae_core.records import default_out, load_trained
+from vae_core.experiments.records import default_out, load_trained
+from vae_core.interactive.explorer import EncodedImages, LatentExplorer
 
 COUNT = """<script>window.converted = []; window.Uint16Array = class extends Uint16Array {
     constructor(...all) { super(...all); converted.push(this.length); } };</script>"""

@@ -5,8 +5,8 @@ from statistics import mean, stdev
 
 from scipy import stats
 
-from vae_core.catalogue import find
-from vae_core.results import recorded_seeds
+from vae_core.experiments.registry import find
+from vae_core.experiments.results import recorded_seeds
 
 
 def over_seeds(name: str, figure: str) -> list[float]:

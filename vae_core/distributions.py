@@ -47,7 +47,7 @@ def kl_divergence(q: Distribution, p: Distribution) -> Tensor:
         shapes = f"{tuple(q.event_shape)} and {tuple(p.event_shape)}"
         raise ValueError(f"q and p must have the same event shape, got {shapes}")
     if _is_diagonal(q) and _is_diagonal(p):
-        return _kl_diagonal(factors(q), factors(p))
+        return _kl_diagonal(marginals(q), marginals(p))
     return _kl_full(q.mean, _scale_tril(q), p.mean, _scale_tril(p))
 
 
@@ -77,7 +77,7 @@ def log_prob_reparameterized(epsilon: Tensor, log_variance: Tensor) -> Tensor:
     return standard_normal(epsilon.shape[-1], like=epsilon).log_prob(epsilon) - 0.5 * log_variance.sum(-1)
 
 
-def factors(q: Distribution, name: str = "q") -> Normal:
+def marginals(q: Distribution, name: str = "q") -> Normal:
     """The Gaussians of a factorised one, batch (..., d), event (). Raises TypeError, with its name, for any other."""
     if not _is_diagonal(q):
         raise TypeError(f"{name} must be a diagonal_normal, got {type(q).__name__}")

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from vae_core.distributions import diagonal_normal, factors
-from vae_core.inference import WithPosterior, log_mean_exp, refine
-from vae_core.objectives import Codec, LatentVariableModel, code_log_likelihood, elbo_terms, log_weights
-from vae_core.probes import linear_probe as linear_probe
-from vae_core.probes import neighbour_accuracy as neighbour_accuracy
-from vae_core.probes import sharpness as sharpness
+from vae_core.distributions import diagonal_normal, marginals
+from vae_core.inference import WithPosterior, fit_posterior, log_mean_exp
+from vae_core.objectives import Codec, LatentVariableModel, elbo_terms, log_weights, reconstruction_log_likelihood
 from vae_core.runtime import device_of, evaluation_mode, random_state
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -50,7 +47,8 @@ def reconstruction_at_code(model: Codec, x: Tensor, batch_size: int = 1000) -> f
     For a VAE, whose code is the mean of q, it is lower than its reconstruction error and part of no bound.
     Raises ValueError as `evaluate` does. Source: Saleh §4.1.4.
     """
-    return _mean_terms(model, x, lambda batch: code_log_likelihood(model, batch)[1], batch_size)["reconstruction"]
+    means = _mean_terms(model, x, lambda batch: reconstruction_log_likelihood(model, batch)[1], batch_size)
+    return means["reconstruction"]
 
 
 def reconstruction_mse(model: Codec, x: Tensor, target: Tensor | None = None, batch_size: int = 1000) -> float:
@@ -72,7 +70,7 @@ def reconstruction_mse(model: Codec, x: Tensor, target: Tensor | None = None, ba
     return _mean_terms(model, torch.stack((x, target), 1), squared_error, batch_size)["mse"]
 
 
-def corrupt(x: Tensor, probability: float, seed: int = 0) -> Tensor:
+def add_outliers(x: Tensor, probability: float, seed: int = 0) -> Tensor:
     r"""Images whose pixels are hit, each with this probability, by outliers; same shape, uint8.
 
     .. math:: \tilde x_j = \min(1,\ x_j + b_j\,|\epsilon_j|), \qquad b_j \sim \mathrm{Bernoulli}(\nu),\quad
@@ -116,7 +114,7 @@ def log_likelihood(
     device, totals = device_of(model, x.device), []
     with evaluation_mode(model), torch.no_grad(), random_state(seed):
         for batch in x.split(batch_size):
-            log_w = many_log_weights(model, batch.to(device), num_samples, at_once)
+            log_w = log_weights_in_chunks(model, batch.to(device), num_samples, at_once)
             totals.append(log_w.logsumexp(0) - log(num_samples))
     return torch.cat(totals)
 
@@ -136,7 +134,7 @@ def inference_gap(
               = \underbrace{\log p(x)-\mathcal L(q^\star)}_{\text{approximation gap}}
               + \underbrace{\mathcal L(q^\star)-\mathcal L(q)}_{\text{amortization gap}}
 
-    q is the encoder's, q* the best factorised Gaussian (`inference.refine`, `steps` of them from q on). Returns
+    q is the encoder's, q* the best factorised Gaussian (`inference.fit_posterior`, `steps` of them from q on). Returns
     `log_likelihood` (importance sampling with `num_samples` draws from q* widened by a fifth, so a little too small on
     average), `best_elbo`, `elbo`, `approximation_gap`, `amortization_gap`, and `error`, a standard error for the first
     gap: that of its two means as if each had draws of its own. The gaps are differences of means over common random
@@ -152,19 +150,19 @@ def inference_gap(
     with evaluation_mode(model), torch.no_grad():
         x = x.to(device_of(model, x.device))
         q = model.posterior(x)
-        best = refine(model, x, q, steps=steps, seed=seed)
+        best = fit_posterior(model, x, q, steps=steps, seed=seed)
         wide = diagonal_normal(best.mean, best.variance.log() + 2 * log(1.2))
         log_w = []
         for each in (wide, q, best):
             with random_state(seed):
-                log_w.append(many_log_weights(WithPosterior(model, each), x, num_samples, at_once))
+                log_w.append(log_weights_in_chunks(WithPosterior(model, each), x, num_samples, at_once))
     (log_p, error), at_q, at_best = log_mean_exp(log_w[0]), *log_w[1:]
     gaps = {"approximation_gap": log_p - at_best.mean(0), "amortization_gap": (at_best - at_q).mean(0)}
     error = (error.square() + at_best.var(0) / num_samples).sqrt()
     return {"log_likelihood": log_p, "best_elbo": at_best.mean(0), "elbo": at_q.mean(0), **gaps, "error": error}
 
 
-def many_log_weights(model: LatentVariableModel, x: Tensor, num_samples: int, at_once: int) -> Tensor:
+def log_weights_in_chunks(model: LatentVariableModel, x: Tensor, num_samples: int, at_once: int) -> Tensor:
     """`objectives.log_weights`, `at_once` draws at a time, so that thousands fit into memory: (K, B), float64, nats."""
     shares = [min(at_once, num_samples - done) for done in range(0, num_samples, at_once)]
     return torch.cat([log_weights(model, x, share).double() for share in shares])
@@ -184,7 +182,7 @@ def kl_per_unit(model: LatentVariableModel, x: Tensor, batch_size: int = 1000) -
     sums = []
     with evaluation_mode(model), torch.no_grad():
         for batch in x.split(batch_size):
-            q = factors(model.posterior(batch.to(device_of(model, x.device))))
+            q = marginals(model.posterior(batch.to(device_of(model, x.device))))
             sums.append(torch.distributions.kl_divergence(q, Normal(0.0, 1.0, validate_args=False)).double().sum(0))
     return torch.stack(sums).sum(0) / len(x)
 
@@ -231,3 +229,53 @@ def _mean_terms(
             for name, values in terms(batch.to(device)).items():
                 sums[name] = sums.get(name, 0.0) + values.double().sum().item()
     return {name: total / len(x) for name, total in sums.items()}
+
+
+def linear_probe(codes: Tensor, y: Tensor, codes_test: Tensor, y_test: Tensor) -> float:
+    """The share of test data that multinomial logistic regression on the training codes gets right.
+
+    Codes are (N, d), standardised by the training codes' means and deviations; classes are (N,). The penalty is
+    scikit-learn's default. It tells how much of the class is in the codes *linearly*: a class in a ring is missed.
+    Raises ValueError where codes and classes differ in number. Source: Chen §4.2 claims a result of this kind.
+    """
+    from sklearn.linear_model import LogisticRegression  # not at start-up, which most commands pay without probing
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
+    return _accuracy(probe, codes, y, codes_test, y_test)
+
+
+def neighbour_accuracy(codes: Tensor, y: Tensor, codes_test: Tensor, y_test: Tensor, num_neighbours: int = 10) -> float:
+    """The share of test data to which most of their nearest training codes (Euclidean) give the right class.
+
+    Shapes and errors are those of `linear_probe`; it tells how far the classes keep apart, in whatever form.
+    Source: Chen §4.2 and §4.3 read this off pictures.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return _accuracy(KNeighborsClassifier(num_neighbours, algorithm="brute"), codes, y, codes_test, y_test)
+
+
+def _accuracy(classifier, codes: Tensor, y: Tensor, codes_test: Tensor, y_test: Tensor) -> float:
+    if len(codes) != len(y) or len(codes_test) != len(y_test):
+        counts = f"{len(codes)} and {len(y)}, {len(codes_test)} and {len(y_test)}"
+        raise ValueError(f"every code needs its class, got {counts}")
+    classifier.fit(codes.cpu().numpy(), y.cpu().numpy())
+    return float(classifier.score(codes_test.cpu().numpy(), y_test.cpu().numpy()))
+
+
+def sharpness(x: Tensor) -> float:
+    r"""The mean over images of the variance of their Laplacian: edges make it large, blur makes it small.
+
+    .. math:: \frac1N\sum_n \operatorname{Var}_{ij}\big(x_{i+1,j}+x_{i-1,j}+x_{i,j+1}+x_{i,j-1}-4x_{ij}\big)
+
+    over the inner pixels and channels. `x` is float in [0, 1] or uint8, (N, C, H, W) with sides of at least 3. Raises
+    ValueError for other shapes. Source: Chen §4.3 calls reconstructions blurry; the measure is Pech-Pacheco et al.'s.
+    """
+    if x.dim() != 4 or len(x) == 0 or min(x.shape[2:]) < 3:
+        raise ValueError(f"x must be images (N, C, H, W) of at least 3 by 3 pixels, got shape {tuple(x.shape)}")
+    x = x / 255 if x.dtype == torch.uint8 else x
+    centre = x[..., 1:-1, 1:-1]
+    around = x[..., 2:, 1:-1] + x[..., :-2, 1:-1] + x[..., 1:-1, 2:] + x[..., 1:-1, :-2]
+    return (around - 4 * centre).double().flatten(1).var(1, correction=0).mean().item()

@@ -1,7 +1,7 @@
 r"""Finding q: datum by datum, in turn with the decoder (variational EM), and a strong estimate of log p(x) to judge by.
 
 All work on any object with `prior` and `likelihood(z)`, the prior being N(0, I_d). A `torch.nn.Module` is used in the
-mode in which it is, except that `refine` and `annealed_importance_sampling` put it in evaluation mode for the time.
+mode in which it is; only `fit_posterior` and `annealed_importance_sampling` put it in evaluation mode for the time.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ class LocalPosteriors(nn.Module):
         return diagonal_normal(*self.table(index).chunk(2, -1))
 
 
-def refine(
+def fit_posterior(
     model: LatentVariableModel,
     x: Tensor,
     start: Distribution | None = None,
@@ -103,7 +103,7 @@ def variational_em(
     batch_size: int = 100,
     e_steps: int = 1,
     learning_rate: float = 1e-3,
-    local_rate: float = 0.05,
+    local_learning_rate: float = 0.05,
     num_samples: int = 1,
     seed: int = 0,
     after_epoch: Callable[[], dict[str, float]] | None = None,
@@ -124,7 +124,7 @@ def variational_em(
     _check_positive(epochs=epochs, batch_size=batch_size, e_steps=e_steps)
     if not 1 <= len(x) <= q.table.num_embeddings:
         raise ValueError(f"q must have a row for each of at least one datum, got {q.table.num_embeddings} for {len(x)}")
-    local = torch.optim.SparseAdam(q.parameters(), lr=local_rate)
+    local = torch.optim.SparseAdam(q.parameters(), lr=local_learning_rate)
     decoder = torch.optim.Adam(model.parameters(), lr=learning_rate)
     steps, history = [local] * e_steps + [decoder], []
     with random_state(seed):

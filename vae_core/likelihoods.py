@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from vae_core.pixels import (
+from vae_core.pixel_distributions import (
     IMAGE_DIMS,
     ContinuousBernoulli,
     DiscretizedLogistic,
     GreyLevels,
     NegativeBinomial,
-    readable,
+    outside_cuda_graph,
 )
 
 Likelihood = Callable[[Tensor], Distribution]
@@ -60,7 +60,7 @@ def gaussian(mean: Tensor, sigma: float | Tensor = 1.0) -> Independent:
     A log-density in nats, which may be positive for small σ. Raises ValueError unless σ > 0, except within a CUDA
     graph, where nobody can ask. Source: lecture notes (8), (31); Saleh (16).
     """
-    if readable(mean) and not (least := torch.as_tensor(sigma).min().item()) > 0:
+    if outside_cuda_graph(mean) and not (least := torch.as_tensor(sigma).min().item()) > 0:
         raise ValueError(f"sigma must be positive, got {least:g}")
     # a number is filled in on the device: no graph can copy it there
     width = mean.new_full((), sigma) if isinstance(sigma, Real) else torch.as_tensor(sigma).to(mean)

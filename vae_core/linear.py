@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vae_core.linear_gaussian import (
+from vae_core._linear_gaussian import (
     FLOOR,
     Covariance,
     LinearGaussian,

@@ -10,7 +10,7 @@ from torch.distributions import Distribution, Independent
 
 from vae_core import likelihoods
 from vae_core.distributions import diagonal_normal, standard_normal
-from vae_core.networks import checked_images, conv_decoder, conv_encoder, feature_map, mlp
+from vae_core.networks import conv_decoder, conv_encoder, feature_map, mlp, validate_images
 
 
 class Autoencoder(nn.Module):
@@ -18,7 +18,7 @@ class Autoencoder(nn.Module):
 
     `encoder` maps (B, C, H, W) to features (B, feature_dim), a linear head turns these into the code.
     `decoder` maps (N, d) to N outputs of P·C·H·W numbers, P for each pixel; `likelihood` makes them p(x|z).
-    It has no prior and no posterior, so it has no bound either: train it with `objectives.code_log_likelihood`.
+    It has no prior and no posterior, so no bound either: train it with `objectives.reconstruction_log_likelihood`.
     Source: Chen §3.1; Saleh §3.1, §4.1.4.
     """
 
@@ -67,7 +67,7 @@ class Autoencoder(nn.Module):
 
     def _images(self, x: Tensor) -> Tensor:
         """x, checked, in the precision of the weights."""
-        return checked_images(x, self.input_shape).to(self.mean.weight.dtype)
+        return validate_images(x, self.input_shape).to(self.mean.weight.dtype)
 
     def _features(self, x: Tensor) -> Tensor:
         return self.encoder(self._images(x))

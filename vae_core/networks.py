@@ -77,7 +77,7 @@ def feature_map(input_shape: Sequence[int], channels: Sequence[int]) -> tuple[in
     return channels[-1], height // factor, width // factor
 
 
-def checked_images(x: Tensor, input_shape: Sequence[int]) -> Tensor:
+def validate_images(x: Tensor, input_shape: Sequence[int]) -> Tensor:
     """x itself, if it is what an encoder takes: float, (B, C, H, W). Raises ValueError for another shape or dtype."""
     if tuple(x.shape[1:]) != tuple(input_shape) or not x.is_floating_point():
         expected = ", ".join(map(str, input_shape))

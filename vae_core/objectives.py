@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_core.distributions import factors, kl_divergence
+from vae_core.distributions import kl_divergence, marginals
 
 
 class LatentVariableModel(Protocol):
@@ -130,7 +130,7 @@ def free_bits_terms(
     if not floor >= 0:
         raise ValueError(f"floor must not be negative, got {floor!r}")
     q, _, log_likelihood = _draw(model, x, num_samples)
-    per_unit = torch.distributions.kl_divergence(factors(q), factors(model.prior, "prior"))  # (B, d)
+    per_unit = torch.distributions.kl_divergence(marginals(q), marginals(model.prior, "prior"))  # (B, d)
     reconstruction = -log_likelihood.mean(0)
     value = -reconstruction - per_unit.mean(0).clamp_min(floor).sum()
     return value, {"reconstruction": reconstruction, "kl": per_unit.sum(-1)}
@@ -147,7 +147,7 @@ def iwae_bound(model: LatentVariableModel, x: Tensor, num_samples: int) -> Tenso
     return log_weights(model, x, num_samples).logsumexp(0) - log(num_samples)
 
 
-def code_log_likelihood(model: Codec, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def reconstruction_log_likelihood(model: Codec, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     r"""What a deterministic auto-encoder maximises, and its one term: both (B,), nats. No bound on log p(x).
 
     .. math:: \log p(x\,|\,z = f(x)), \qquad \text{reconstruction} = -\log p(x\,|\,z = f(x))

@@ -86,14 +86,14 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def whole(value: Any) -> Any:
+def as_int(value: Any) -> Any:
     """An integer, NumPy's say, as Python's own; anything else, True and False too, as it is."""
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 def check_seed(seed: int) -> None:
     """Raise ValueError unless `seed` is an integer in [0, 2³²), Python's or NumPy's."""
-    if type(whole(seed)) is not int or not 0 <= seed < 2**32:
+    if type(as_int(seed)) is not int or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from vae_core import checkpoints
-from vae_core.runtime import Runtime, check_seed, evaluation_mode, random_state, unit_interval, whole
-from vae_core.steps import GraphedStep, Step
+from vae_core import _checkpoints
+from vae_core._steps import GraphedStep, Step
+from vae_core.runtime import Runtime, as_int, check_seed, evaluation_mode, random_state, unit_interval
 
 Objective = Callable[..., Tensor | tuple[Tensor, dict[str, Tensor]]]  # of the model, a batch, and what `fit` adds
 History = list[dict[str, float]]
@@ -81,7 +81,7 @@ def fit(
     NonFiniteLossError.
     Source: Chen Algorithm 1, listing A.2 (`train`); one cycle: Smith and Topin (2019).
     """
-    epochs, batch_size, seed = whole(epochs), whole(batch_size), whole(seed)
+    epochs, batch_size, seed = as_int(epochs), as_int(batch_size), as_int(seed)
     settings: dict[str, Any] = dict(batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay)
     settings |= dict(betas=tuple(betas), reduction=reduction, schedule=schedule, seed=seed, n=len(x), identity=identity)
     settings |= dict(epochs=epochs) if anneal or schedule != "constant" else {}
@@ -93,11 +93,11 @@ def fit(
     x, model, on_cuda = x.to(runtime.device), model.to(runtime.device), runtime.device.type == "cuda"
     optimizer = torch.optim.Adam(model.parameters(), settings["learning_rate"], fused=True, capturable=on_cuda, **rates)
     runtime.join()
-    with random_state(training_stream(seed)):
+    with random_state(training_seed(seed)):
         history = _restore(checkpoint, model, optimizer, settings, epochs, resume)
         parts = (model, x, objective, optimizer, reduction, runtime, anneal is not None, y)
         step = GraphedStep(*parts) if on_cuda else Step(*parts)
-        pace = _Pace(settings, epochs, anneal)
+        pace = _Schedule(settings, epochs, anneal)
         model.train()
         try:
             with _progress_bar(epochs * len(x), len(history) * len(x), progress and runtime.rank == 0) as bar:
@@ -105,7 +105,7 @@ def fit(
                     history.append(_row(step, model, batch_size, pace, len(history), bar))
                     history[-1] |= _undisturbed(after_epoch, model) if after_epoch else {}
                     if checkpoint and runtime.rank == 0:
-                        checkpoints.save(Path(checkpoint), model, optimizer, history, settings)
+                        _checkpoints.save(Path(checkpoint), model, optimizer, history, settings)
         finally:
             model.eval()
     return history
@@ -139,10 +139,10 @@ def _check(epochs: int, settings: dict, model: nn.Module, processes: int) -> Non
 
 
 def _restore(checkpoint, model, optimizer, settings, epochs, resume) -> History:
-    return checkpoints.restore(Path(checkpoint), model, optimizer, settings, epochs, resume) if checkpoint else []
+    return _checkpoints.restore(Path(checkpoint), model, optimizer, settings, epochs, resume) if checkpoint else []
 
 
-class _Pace:
+class _Schedule:
     """The learning rate, and the weight for an annealed objective, of the k-th step of an epoch."""
 
     def __init__(self, settings: dict, epochs: int, anneal: Callable[[float], float] | None) -> None:
@@ -157,7 +157,7 @@ class _Pace:
         return self.peak * self.rate(progress), self.anneal(progress)
 
 
-def training_stream(seed: int) -> int:
+def training_seed(seed: int) -> int:
     """The seed of shuffling and noise in training, which must not be that of the initialisation.
 
     With the same one the noise of the first epoch would be made of the very random numbers that made the weights.
@@ -178,7 +178,7 @@ def _progress_bar(total: int, done: int, progress: bool) -> tqdm:
     return tqdm(total=total, initial=done, unit=" images", disable=disable)
 
 
-def _row(step: Step, model: nn.Module, batch_size: int, pace: _Pace, epoch: int, bar: tqdm) -> dict[str, float]:
+def _row(step: Step, model: nn.Module, batch_size: int, pace: _Schedule, epoch: int, bar: tqdm) -> dict[str, float]:
     """Train for one epoch; its row of the history. Raises NonFiniteLossError, the model being as it was before."""
     start, good = time.perf_counter(), copy.deepcopy(model.state_dict())
     sums, names = _epoch(step, batch_size, pace, epoch, bar)
@@ -188,7 +188,7 @@ def _row(step: Step, model: nn.Module, batch_size: int, pace: _Pace, epoch: int,
     return {"epoch": epoch + 1, **means, "seconds": time.perf_counter() - start}
 
 
-def _epoch(step: Step, batch_size: int, pace: _Pace, epoch: int, bar) -> tuple[Tensor, list[str]]:
+def _epoch(step: Step, batch_size: int, pace: _Schedule, epoch: int, bar) -> tuple[Tensor, list[str]]:
     """One pass over the data in random order; the sums of loss and terms of every step, (steps, 1 + terms)."""
     sums = []
     order = torch.randperm(len(step.x))  # the same in every process
@@ -196,7 +196,7 @@ def _epoch(step: Step, batch_size: int, pace: _Pace, epoch: int, bar) -> tuple[T
         for k, index in enumerate(order.split(batch_size)):
             sums.append(step(index, *pace(epoch, k)))
             bar.update(len(index))
-    return step.over_processes(torch.stack(sums)), ["loss", *step.names]  # nothing left the device until here
+    return step.sum_over_processes(torch.stack(sums)), ["loss", *step.names]  # nothing left the device until here
 
 
 def _undisturbed(function: Callable[[nn.Module], dict[str, float]], model: nn.Module) -> dict[str, float]:
@@ -210,7 +210,7 @@ def _check_finite(step: Step, sums: Tensor, model: nn.Module, good: dict[str, Te
     bad = (~sums.isfinite().all(1)).nonzero()
     if len(bad):
         what = f"the loss became {sums[bad[0, 0], 0]:.0f} in epoch {epoch}, step {bad[0, 0] + 1} of {len(sums)}"
-    elif step.over_processes(_spoilt(model.state_dict(), good)):
+    elif step.sum_over_processes(_spoilt(model.state_dict(), good)):
         what = f"a gradient of epoch {epoch} made a parameter nan or infinite"
     else:
         return

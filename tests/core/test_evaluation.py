@@ -1,0 +1,287 @@
+"""Figures on held-out images: reconstruction at the code, squared errors, and the corruption of images."""
+
+import numpy as np
+import pytest
+import torch
+from checks import refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributions import Bernoulli, Normal
+
+from vae_core import data
+from vae_core.distributions import diagonal_normal
+from vae_core.evaluation import (
+    add_outliers,
+    entropy_floor,
+    evaluate,
+    kl_per_unit,
+    reconstruction_at_code,
+    reconstruction_mse,
+)
+from vae_core.models import VAE, conv_vae, mlp_autoencoder, mlp_vae
+from vae_core.objectives import elbo_terms
+from vae_core.training import fit
+
+SHAPE = (1, 4, 4)
+BUILDERS = {
+    "auto-encoder": lambda: mlp_autoencoder(SHAPE, 2, hidden=(7,)),
+    "VAE": lambda: mlp_vae(SHAPE, 2, hidden=(7,)),
+    "convolutional VAE": lambda: conv_vae(SHAPE, 2, channels=(3,)),
+}
+FIGURES = [reconstruction_at_code, reconstruction_mse]
+every_figure = pytest.mark.parametrize("figure", FIGURES)
+
+
+@pytest.fixture(params=BUILDERS.values(), ids=BUILDERS)
+def model(request) -> nn.Module:
+    """In training mode, with running averages that are not those of any batch here."""
+    model = request.param()
+    model.reconstruct(torch.rand(50, *SHAPE))
+    return model
+
+
+def trained_on_digits(likelihood: str = "bernoulli") -> tuple[VAE, Tensor]:
+    digits = data.load("digits")
+    torch.manual_seed(1)
+    model = mlp_vae((1, 8, 8), 2, hidden=(16, 8), likelihood=likelihood)
+    fit(model, digits.x_train, elbo_terms, epochs=5, batch_size=64, learning_rate=1e-2, progress=False)
+    return model, digits.x_test
+
+
+# Where and in what precision
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch knows no CUDA")
+def test_what_comes_from_a_device_stays_on_it():
+    """Without a device: tensors that have shapes and places but no values (torch's FakeTensorMode)."""
+
+    class Own:  # no nn.Module: nobody can ask where its parameters are
+        prior = property(lambda self: self.q(torch.zeros(2, device="cuda")))
+
+        def q(self, mean: Tensor):
+            return diagonal_normal(mean, torch.zeros_like(mean))
+
+        def posterior(self, x: Tensor):
+            return self.q(x.flatten(1)[:, :2] + torch.zeros(2, device="cuda"))
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        images = torch.zeros(3, *SHAPE, dtype=torch.uint8)
+        assert add_outliers(images, 0.5).device.type == "cuda"
+        assert kl_per_unit(Own(), images / 255.0).device.type == "cuda"
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_images_of_the_other_precision_are_as_good(dtypes, model):
+    of_model, of_images = dtypes
+    model, x = model.to(of_model), torch.rand(6, *SHAPE, dtype=torch.float32)
+    as_its_own, as_other = (reconstruction_mse(model, x.to(dtype)) for dtype in (of_model, of_images))
+    assert as_its_own == pytest.approx(as_other, rel=1e-5)
+
+
+# reconstruction_at_code
+
+
+def test_reconstruction_at_the_code_is_the_cross_entropy_with_the_reconstruction(model):
+    x = torch.rand(9, *SHAPE)
+    figure = reconstruction_at_code(model, x)
+    with torch.no_grad():
+        s = model.eval().reconstruct(x).numpy()
+    cross_entropy = -(x.numpy() * np.log(s) + (1 - x.numpy()) * np.log1p(-s)).sum((1, 2, 3))
+    assert figure == pytest.approx(cross_entropy.mean(), rel=1e-10)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_a_trained_vae_reconstructs_better_at_its_code_than_at_a_sampled_one(likelihood, float32):
+    model, x = trained_on_digits(likelihood)
+    assert reconstruction_at_code(model, x) < evaluate(model, x)["reconstruction"]
+
+
+# kl_per_unit
+
+
+@pytest.mark.parametrize("batch_size", [4, 1000])
+def test_the_kl_of_each_unit_is_the_formula_and_all_together_are_the_kl(batch_size):
+    model, x = mlp_vae(SHAPE, 3, hidden=(7,)), torch.rand(9, *SHAPE)
+    found = kl_per_unit(model, x, batch_size)
+    with torch.no_grad():
+        q = model.eval().posterior(x)
+    expected = (q.mean.square() + q.variance - 1 - q.variance.log()) / 2
+    torch.testing.assert_close(found, expected.mean(0))
+    assert found.sum().item() == pytest.approx(evaluate(model, x)["kl"], rel=1e-10)
+
+
+# reconstruction_mse
+
+
+def test_the_squared_error_is_that_of_numpy(model):
+    x, target = torch.rand(9, *SHAPE), torch.rand(9, *SHAPE)
+    itself, other = reconstruction_mse(model, x), reconstruction_mse(model, x, target)
+    with torch.no_grad():
+        reconstruction = model.eval().reconstruct(x).numpy()
+    assert itself == pytest.approx(np.mean((reconstruction - x.numpy()) ** 2), rel=1e-12)
+    assert other == pytest.approx(np.mean((reconstruction - target.numpy()) ** 2), rel=1e-12)
+
+
+def test_the_reconstruction_as_target_leaves_no_error(model):
+    x = torch.rand(9, *SHAPE)
+    with torch.no_grad():
+        reconstruction = model.eval().reconstruct(x)
+    assert reconstruction_mse(model, x, reconstruction) < 1e-30
+    assert reconstruction_mse(model, x) > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(8, *SHAPE), (9, 1, 4, 5), (9, 16), (1, *SHAPE)])
+def test_a_target_of_another_shape_is_refused(shape, model):
+    with refused(ValueError, "target must have the shape of x", (9, *SHAPE), shape):
+        reconstruction_mse(model, torch.rand(9, *SHAPE), torch.rand(shape))
+
+
+# Both
+
+
+@every_figure
+@pytest.mark.parametrize("batch_size", [1, 4, 9])
+def test_the_batch_size_does_not_change_the_figure(figure, batch_size, model):
+    x = torch.rand(9, *SHAPE)
+    assert figure(model, x, batch_size=batch_size) == pytest.approx(figure(model, x, batch_size=1000), rel=1e-12)
+
+
+@every_figure
+def test_a_figure_leaves_mode_state_and_random_state_as_they_were(figure, model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state, modes = torch.get_rng_state(), [module.training for module in model.modules()]
+    figure(model, torch.rand(9, *SHAPE, generator=torch.Generator().manual_seed(0)))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [module.training for module in model.modules()] == modes
+
+
+@every_figure
+def test_no_images_are_refused(figure, model):
+    with refused(ValueError, "x must hold at least one image"):
+        figure(model, torch.rand(0, *SHAPE))
+
+
+@every_figure
+def test_images_of_another_shape_are_refused(figure, model):
+    with refused(ValueError, "x must be float images", "(3, 1, 4, 5)"):
+        figure(model, torch.rand(3, 1, 4, 5))
+
+
+# corrupt
+
+PIXELS = 4_000_000
+BLACK = torch.zeros(PIXELS, 1, 1, 1, dtype=torch.uint8)
+
+
+def law(probability: float) -> Tensor:
+    """P(pixel ≤ v) for v = 0, …, 254 of a black pixel: 255 |ε| rounded to v or less, or no hit at all."""
+    half_normal = 2 * Normal(0.0, 1.0).cdf((torch.arange(255) + 0.5) / 255) - 1
+    return 1 - probability + probability * half_normal
+
+
+@settings(deadline=None)
+@given(
+    images=st.lists(st.integers(0, 255), min_size=1, max_size=30),
+    probability=st.floats(0, 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_corruption_lowers_no_pixel_and_keeps_shape_and_dtype(images, probability, seed):
+    x = torch.tensor(images, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+    corrupted = add_outliers(x, probability, seed)
+    assert (corrupted >= x).all()
+    assert (corrupted.dtype, corrupted.shape) == (torch.uint8, x.shape)
+    assert x.flatten().tolist() == images
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 1.0])
+def test_the_share_of_hit_pixels_is_the_probability(probability):
+    visible = 1 - law(probability)[0].item()  # an outlier below half a grey level rounds to nothing
+    share = (add_outliers(BLACK, probability) > 0).double().mean().item()
+    assert abs(share - visible) < 6 * (visible * (1 - visible) / PIXELS) ** 0.5
+    assert visible == pytest.approx(probability, rel=2e-3)
+
+
+@pytest.mark.parametrize("probability", [0.1, 1.0])
+def test_outliers_on_black_are_half_normal_and_clipped_at_one(probability):
+    counts = add_outliers(BLACK, probability).flatten().long().bincount(minlength=256)
+    found, expected = counts.cumsum(0)[:255] / PIXELS, law(probability)
+    assert ((found - expected).abs() < 6 * (expected * (1 - expected) / PIXELS).sqrt()).all()
+    assert 1 - found[254] > 0.3 * probability  # P(|ε| > 1) = 0.317, all of it white
+
+
+def test_outliers_do_not_depend_on_the_image():
+    x = torch.randint(256, (1000, 1, 4, 4), dtype=torch.uint8)
+    added = add_outliers(torch.zeros_like(x), 0.5, seed=3).int()
+    difference = add_outliers(x, 0.5, seed=3).int() - (x.int() + added).clamp(max=255)
+    assert difference.abs().max() <= 1  # a tie that rounds to even
+
+
+def test_no_probability_is_no_corruption():
+    x = torch.randint(256, (100, 1, 4, 4), dtype=torch.uint8)
+    assert torch.equal(add_outliers(x, 0), x)
+    assert not torch.equal(add_outliers(x, 0.01), x)
+
+
+def test_a_seed_gives_one_corruption_whatever_else_was_drawn():
+    x = torch.randint(256, (100, 1, 4, 4), dtype=torch.uint8)
+    before, first = torch.get_rng_state(), add_outliers(x, 0.3, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert torch.equal(add_outliers(x, 0.3, seed=5), first)
+    assert not torch.equal(add_outliers(x, 0.3, seed=6), first)
+
+
+def test_the_default_dtype_does_not_change_the_corruption():
+    x = torch.randint(256, (100, 1, 4, 4), dtype=torch.uint8)
+    first = add_outliers(x, 0.3)
+    torch.set_default_dtype(torch.float32)
+    assert torch.equal(add_outliers(x, 0.3), first)
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_probability_outside_of_0_to_1_is_refused(probability):
+    with refused(ValueError, "probability must be in [0, 1]", repr(probability)):
+        add_outliers(BLACK, probability)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool])
+def test_images_that_are_not_uint8_are_refused(dtype):
+    with refused(TypeError, "x must be uint8 images", dtype):
+        add_outliers(BLACK.to(dtype), 0.3)
+
+
+# entropy_floor
+
+
+def test_the_entropy_floor_is_the_entropy_of_the_pixels_per_image():
+    x = torch.rand(7, *SHAPE)
+    expected = Bernoulli(x).entropy().sum((1, 2, 3)).mean().item()
+    assert entropy_floor(x) == pytest.approx(expected, rel=1e-12)
+
+
+def test_black_and_white_pixels_have_no_entropy():
+    assert str(entropy_floor(torch.bernoulli(torch.full((5, *SHAPE), 0.4)))) == "0.0"  # not -0.0
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.rand(0, *SHAPE),
+        torch.full((2, *SHAPE), 1.01),
+        torch.full((2, *SHAPE), -0.01),
+        torch.full((2, *SHAPE), torch.nan),
+    ],
+)
+def test_an_entropy_floor_is_asked_of_images_in_the_unit_interval(x):
+    with refused(ValueError, "x must hold images with values in [0, 1]"):
+        entropy_floor(x)
+
+
+@every_figure
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batches_of_none_are_refused(figure, batch_size):
+    with refused(ValueError, "batch_size must be a positive integer, got"):
+        figure(BUILDERS["VAE"](), torch.rand(2, *SHAPE), batch_size=batch_size)

@@ -1,0 +1,89 @@
+"""The measurements behind chapters 09 to 13: the tools on made data, and the recorded figures against the real one."""
+
+import json
+
+import measurements
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from vae_core.data import load
+from vae_core.evaluation import kl_per_unit, linear_probe, sharpness
+from vae_core.experiments.records import default_out, load_trained
+from vae_core.runtime import unit_interval
+
+NAMES = sorted(measurements.MEASUREMENTS)
+
+
+def recorded(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    path = default_out() / f"measured-{name}.json"
+    return json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
+
+
+class Brightest(nn.Module):
+    """A judge that names the brightest of ten pixels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)
+
+
+def test_flips_are_counted_from_class_to_class():
+    x = torch.eye(10).reshape(10, 1, 2, 5)
+    y = torch.arange(10)
+    same = measurements.flips(Brightest(), y, y, x)
+    assert (same["accuracy"], same["flipped"]) == (1.0, 0.0)
+    turned = measurements.flips(Brightest(), y, y, x.roll(1, 0))
+    assert (turned["accuracy"], turned["flipped"]) == (0.0, 1.0)
+    assert turned["from_to"][0][9] == turned["from_to"][3][2] == 1
+    assert torch.tensor(turned["from_to"]).sum() == 10
+
+
+def test_what_is_kept_of_images_and_codes():
+    assert measurements.compact("images", torch.full((1, 1, 2, 2), 0.5)).unique().tolist() == [128]
+    assert measurements.compact("y_test", torch.tensor([3])).dtype == torch.uint8
+    assert measurements.compact("codes", torch.tensor([[0.1]])).dtype == torch.float16
+
+
+def test_one_seed_gives_one_judge_and_leaves_the_random_state(float32):
+    x, y = (255 * load("digits").x_train[:256]).byte(), load("digits").y_train[:256]
+    state = torch.get_rng_state()
+    one, two = (measurements.classifier(x, y, epochs=1) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_an_unknown_measurement_is_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["measurements.py", "mnist", "moons", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        measurements.main()
+    assert "unknown moons" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_measurement_is_recorded_with_its_command(name):
+    record, tensors = recorded(name)
+    assert record["command"] == f"python book/measurements.py {name}"
+    assert {value.dtype for value in tensors.values()} <= {torch.uint8, torch.float16}
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion"])
+def test_every_test_image_is_judged_once(name):
+    figures = recorded(name)[0]["figures"]
+    for flips in figures["flips"].values():
+        counts = torch.tensor(flips["from_to"])
+        assert counts.sum() == 10_000
+        assert 1 - counts.diagonal().sum() / 10_000 == pytest.approx(flips["flipped"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "dataset"), [("mnist", "mnist"), ("fashion", "fashion-mnist")])
+def test_the_recorded_figures_hold_on_the_real_images(name, dataset, data_root, float32):
+    figures, data, model = recorded(name)[0]["figures"], load(dataset, data_root), load_trained(f"chen-{name}-d2")
+    key = f"d = 2, seed {723 if name == 'mnist' else 237}"
+    x_test = unit_interval(data.x_test)
+    assert sharpness(x_test) == pytest.approx(figures["sharpness"]["originals"], rel=1e-4)
+    assert kl_per_unit(model, x_test).tolist() == pytest.approx(figures["kl_per_unit"][key], abs=1e-3)
+    train, test = (measurements.encoded(model, unit_interval(x))[0] for x in (data.x_train, data.x_test))
+    probe = linear_probe(train, data.y_train, test, data.y_test)
+    assert probe == pytest.approx(figures["probes"][key]["linear"], abs=0.002)

@@ -1,0 +1,106 @@
+"""The committed records: complete, made by a clean commit of the present definition, and right."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import explorer_codes
+import pytest
+import torch
+
+from vae_core.data import load
+from vae_core.evaluation import evaluate
+from vae_core.experiments import setups
+from vae_core.experiments.records import default_out, load_trained, record_path
+from vae_core.experiments.registry import find
+from vae_core.experiments.setups import conditions, prepare
+from vae_core.interactive.explorer import EncodedImages
+
+NOT_TRAINED = (
+    "bench-",
+    "linear-",
+    "measured-",
+    "disentanglement",
+)  # have tests of their own
+RECORDS = sorted(path for path in default_out().glob("*.json") if not path.name.startswith(NOT_TRAINED))
+WEIGHTS = sorted(
+    path
+    for path in default_out().glob("*.safetensors")
+    if not path.name.startswith(NOT_TRAINED) and ".codes" not in path.suffixes
+)
+ORACLE = Path(__file__).parents[1] / "thesis_oracle.jsonl"
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_record_is_of_the_experiment_as_it_is_defined_now(path):
+    record = read(path)
+    experiment = find(record["name"])
+    assert path == record_path(experiment, record["seed"], default_out())
+    assert record["config"] == experiment.config(experiment.epochs, record["seed"])
+    assert [row["epoch"] for row in record["history"]] == list(range(1, experiment.epochs + 1))
+    assert len(record["commit"]) == 40
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_records_figures_are_finite_and_add_up(path):
+    record = read(path)
+    weighted = "kl_warm_up" in record["config"]  # then the loss of a training epoch weighs its KL by less than 1
+    bound_alone = "num_samples" in record["config"]  # the importance-weighted bound has no terms in training
+    for row in [*record["history"], record["test"]]:
+        assert all(math.isfinite(value) for value in row.values())
+        if bound_alone and row is not record["test"]:
+            continue
+        beta = 1 if row is record["test"] else record["config"].get("beta", 1)
+        whole = row["reconstruction"] + beta * row.get("kl", 0)
+        assert row["loss"] == pytest.approx(whole, rel=1e-6) or (weighted and row["loss"] < whole)
+    if "likelihood" not in record["config"]["model"]:  # a density has no such floor
+        assert record["test"]["reconstruction"] > record["test"]["entropy_floor"]
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_record_was_made_from_these_data(path, data_root):
+    record = read(path)
+    assert record["data_sha256"] == load(record["config"]["dataset"], data_root).sha256
+
+
+@pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: path.stem)
+def test_recorded_weights_give_the_recorded_figures_on_the_real_test_set(path, data_root, float32):
+    record = read(path.with_suffix(".json"))
+    experiment = find(record["name"])
+    dataset, model = prepare(experiment, load(experiment.dataset, data_root), record["seed"]), load_trained(path.stem)
+    told = conditions(model, dataset.y_test)
+    model, size = (model, 1000) if told is None else (model.given(told), len(told))  # all at once, each beside its y
+    images = setups.test_images(experiment, dataset, record["seed"])
+    figures = evaluate(model, images, seed=record["seed"], batch_size=size)
+    for figure in ("loss", "reconstruction", "kl"):
+        assert figures[figure] == pytest.approx(record["test"][figure], abs=0.1)
+
+
+def test_all_recorded_weights_together_are_small():
+    assert sum(path.stat().st_size for path in WEIGHTS) < 25e6
+
+
+def test_the_thesis_network_reaches_what_the_independent_oracle_reaches():
+    """Three seeds each, 20 epochs on real MNIST; the oracle's are in thesis_oracle.jsonl."""
+    ours = [read(path)["test"] for path in default_out().glob("chen-mnist-d20*.json")]
+    oracle = [json.loads(line) for line in ORACLE.read_text().splitlines()]
+    assert len(ours) >= 3
+    assert len(oracle) >= 3
+    for figure in ("loss", "reconstruction", "kl"):
+        difference = statistics.mean(r[figure] for r in ours) - statistics.mean(r[figure] for r in oracle)
+        assert abs(difference) < 1, figure
+
+
+@pytest.mark.parametrize("name", explorer_codes.NAMES)
+def test_recorded_codes_are_those_of_the_real_test_images(name, data_root, float32):
+    found = EncodedImages.load(default_out() / f"{name}.codes.safetensors")
+    expected = explorer_codes.encoded(name, data_root)
+    assert torch.equal(found.images, expected.images)
+    assert torch.equal(found.labels, expected.labels)
+    torch.testing.assert_close(found.codes, expected.codes, atol=5e-3, rtol=1e-3)  # kept in half precision
+    torch.testing.assert_close(found.kl, expected.kl, atol=1e-3, rtol=1e-3)

@@ -1,0 +1,56 @@
+"""The layout of `vae_core` as its docstrings draw it: which files there are, and what each one imports."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import vae_core
+
+PACKAGE = Path(vae_core.__file__).parent
+FOLDERS = ("interactive", "experiments")
+
+
+def named(package: str) -> list[str]:
+    """The modules that a package's docstring lists, in its order."""
+    return re.findall(r"^`(\w+)`  ", importlib.import_module(package).__doc__, re.MULTILINE)
+
+
+# Every module, each after those that it may import: the flat core, then the two folders.
+CORE = named("vae_core")
+MODULES = [*CORE, *(f"{folder}.{name}" for folder in FOLDERS for name in named(f"vae_core.{folder}"))]
+
+
+def path_of(module: str) -> Path:
+    return PACKAGE / f"{module.replace('.', '/')}.py"
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of vae_core that one file imports when it runs (annotations under TYPE_CHECKING do not count)."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.If):
+            continue
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.ImportFrom) and (inner.module or "").split(".")[0] == "vae_core":
+                found |= _modules(inner.module.removeprefix("vae_core").strip("."), inner.names)
+    return found
+
+
+def _modules(base: str, names: list[ast.alias]) -> set[str]:
+    """`from vae_core.x import y` imports x, or x.y where x is a folder."""
+    if base in ("", *FOLDERS):
+        paths = [f"{base}.{alias.name}".strip(".") for alias in names if alias.name != "__version__"]
+        return set(paths)
+    return {base}
+
+
+def code_lines(path: Path) -> int:
+    """Lines that are neither blank, nor comments, nor part of a docstring."""
+    text = path.read_text()
+    skipped: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            skipped |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    lines = enumerate(text.splitlines(), 1)
+    return sum(k not in skipped and bool(line.strip()) and not line.strip().startswith("#") for k, line in lines)

@@ -1,0 +1,161 @@
+"""Contrastive learning: codes of two views of one image agree, those of other images do not. And the views."""
+
+from collections.abc import Callable, Sequence
+from math import log, pi, prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vae_core.networks import conv_encoder, feature_map, mlp, validate_images
+
+Views = Callable[[Tensor], Tensor]
+
+
+def triplet(code: Tensor, positive: Tensor, negative: Tensor, normalised: bool = False) -> Tensor:
+    r"""Similarity to the one minus similarity to the other, by inner products: three (B, d) -> (B,), to be maximised.
+
+    .. math:: f(x)^\top f(x_+) - f(x)^\top f(x_-)
+
+    It has no maximum: with c·f in place of f it is c² times as large. `normalised` puts every code on the unit
+    sphere first; then it lies in [−2, 2]. Source: Chen §2.3.
+    """
+    if normalised:
+        code, positive, negative = (F.normalize(each, dim=-1) for each in (code, positive, negative))
+    return (code * (positive - negative)).sum(-1)
+
+
+def info_nce(scores: Tensor) -> Tensor:
+    r"""A lower bound on mutual information, one value per pair, in nats: scores (..., N, N) -> (..., N).
+
+    .. math:: I(U;V)\ \ge\ \mathbb E\Big[\log\frac{e^{s(u_i,v_i)}}{\frac1N\sum_j e^{s(u_i,v_j)}}\Big],
+              \qquad\text{and never more than }\log N
+
+    `scores[i, j]` is s(u_i, v_j) for N independent pairs, any function s; it is tight for N → ∞ where s is
+    log p(v|u)/p(v), up to a function of u. Raises ValueError unless the last two sizes are equal.
+    Source: van den Oord et al. (2018); Poole et al. (2019), eq. (10).
+    """
+    if scores.dim() < 2 or scores.shape[-1] != scores.shape[-2]:
+        raise ValueError(f"scores must be those of N by N pairs, got shape {tuple(scores.shape)}")
+    return log(scores.shape[-1]) + scores.log_softmax(-1).diagonal(dim1=-2, dim2=-1)
+
+
+def nt_xent(u: Tensor, v: Tensor, temperature: float = 0.5) -> Tensor:
+    r"""Minus the normalised, temperature-scaled cross entropy of two views' codes: (B, d) both -> (B,), nats.
+
+    .. math:: \frac12\sum_{a\in\{u_n,v_n\}}\log\frac{e^{\cos(u_n,v_n)/\tau}}{\sum_{b\ne a}e^{\cos(a,b)/\tau}}
+
+    b runs over the other 2B − 1 codes of the batch: which of them is the other view of the same image? It is to be
+    maximised, and lies between :math:`-\log(1+(2B-2)e^{\pm2/\tau})`. Raises ValueError for codes of different shape,
+    fewer than two images, or a temperature that is not positive. Source: Chen, Kornblith et al. (2020), eq. (1).
+    """
+    if u.shape != v.shape or u.dim() != 2 or len(u) < 2:
+        raise ValueError(f"both views need codes (B, d) of at least two images, got {tuple(u.shape)}, {tuple(v.shape)}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature!r}")
+    codes, n = F.normalize(torch.cat((u, v)), dim=-1), len(u)
+    scores = codes @ codes.T / temperature
+    scores = scores.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=u.device), -torch.inf)
+    log_p = scores.log_softmax(-1)
+    return (log_p.diagonal(n) + log_p.diagonal(-n)) / 2
+
+
+class ContrastiveEncoder(nn.Module):
+    """An encoder with the layers of a VAE's, and behind its code a small projector that only the training uses.
+
+    `encode` maps (B, C, H, W) to codes (B, d), as `models.Autoencoder` does; the objective compares `project`
+    of them, (B, p). Without the projector (p = 0) it compares the codes themselves.
+    Source: Chen, Kornblith et al. (2020) §4.2 (the projector).
+    """
+
+    def __init__(
+        self, encoder: nn.Module, feature_dim: int, latent_dim: int, input_shape: Sequence[int], projection: int = 64
+    ) -> None:
+        super().__init__()
+        self.encoder, self.latent_dim, self.input_shape = encoder, latent_dim, tuple(input_shape)
+        self.mean = nn.Linear(feature_dim, latent_dim)
+        self.project = mlp((latent_dim, 2 * projection), projection) if projection else nn.Identity()
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The code of x, (B, C, H, W) in [0, 1] -> (B, d)."""
+        return self.mean(self.encoder(validate_images(x, self.input_shape)))
+
+
+def mlp_contrastive(
+    input_shape: Sequence[int], latent_dim: int, hidden: Sequence[int] = (512, 256, 128), projection: int = 64
+) -> ContrastiveEncoder:
+    """The encoder of `models.mlp_vae` with the same defaults; errors as in `networks.mlp`."""
+    encoder = nn.Sequential(nn.Flatten(), *mlp((prod(input_shape), *hidden)))
+    return ContrastiveEncoder(encoder, hidden[-1], latent_dim, input_shape, projection)
+
+
+def conv_contrastive(
+    input_shape: Sequence[int], latent_dim: int, channels: Sequence[int] = (32, 64, 128), projection: int = 128
+) -> ContrastiveEncoder:
+    """The encoder of `models.conv_vae` with the same defaults; errors as in `networks.conv_encoder`."""
+    encoder = conv_encoder(input_shape, channels)
+    return ContrastiveEncoder(encoder, prod(feature_map(input_shape, channels)), latent_dim, input_shape, projection)
+
+
+def simclr_objective(model: ContrastiveEncoder, x: Tensor, views: Views, temperature: float = 0.5) -> Tensor:
+    """`nt_xent` of two fresh views of each image, for `training.fit`: x (B, C, H, W) -> (B,), to be maximised.
+
+    `views(x)` draws a view of each image from torch's random state, which `fit` seeds. Both go through the network
+    in one batch, so that batch norm cannot tell them apart.
+    """
+    u, v = model.project(model.encode(torch.cat((views(x), views(x))))).chunk(2)
+    return nt_xent(u, v, temperature)
+
+
+def resample(x: Tensor, matrices: Tensor, offsets: Tensor) -> Tensor:
+    """Images read off at other places, zero outside: x (B, C, H, W), matrices (B, 2, 2), offsets (B, 2).
+
+    The pixel at p in [−1, 1]², p = (across, down), shows what was at A p + b, linearly interpolated.
+    """
+    grid = F.affine_grid(torch.cat((matrices, offsets[..., None]), -1), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+def random_affine(x: Tensor, degrees: float = 0, smallest: float = 1, shift: float = 0) -> Tensor:
+    """Each image turned, cut and moved, by amounts of its own: (B, C, H, H) -> (B, C, H, H), zero outside.
+
+    The angle is uniform in ±degrees. A square part is cut out, of a share of the area from `smallest` to 1, and blown
+    up to full size; its place is uniform within the image, and moved further by up to `shift` of the side.
+    """
+    angle, side = _uniform(x, -1, 1) * degrees * pi / 180, _uniform(x, smallest, 1).sqrt()
+    c, s = side * angle.cos(), side * angle.sin()
+    offsets = torch.stack((_uniform(x, -1, 1), _uniform(x, -1, 1)), -1) * (1 - side + 2 * shift)[:, None]
+    return resample(x, torch.stack((c, -s, s, c), -1).view(-1, 2, 2), offsets)
+
+
+def random_horizontal_flip(x: Tensor) -> Tensor:
+    """Left and right exchanged in half of the images."""
+    return torch.where((_uniform(x, 0, 1) < 0.5).view(-1, 1, 1, 1), x.flip(-1), x)
+
+
+def color_jitter(x: Tensor, strength: float = 0.4, grey: float = 0.2) -> Tensor:
+    """Brightness, contrast and the weight of each channel change by up to `strength`; colour goes with chance `grey`.
+
+    Values stay in [0, 1]. For grey pictures (one channel) only the first two mean anything.
+    """
+    mean = x.mean((1, 2, 3), keepdim=True)
+    contrast, brightness = (_uniform(x, 1 - strength, 1 + strength).view(-1, 1, 1, 1) for _ in range(2))
+    weights = 1 + strength * (2 * torch.rand(*x.shape[:2], 1, 1, dtype=x.dtype, device=x.device) - 1)
+    changed = (mean + contrast * (x - mean)) * brightness * weights
+    without = (_uniform(x, 0, 1) < grey).view(-1, 1, 1, 1)
+    return torch.where(without, changed.mean(1, keepdim=True), changed).clamp(0, 1)
+
+
+def grey_views(x: Tensor) -> Tensor:
+    """Views of a grey picture of one thing: turned by up to 20°, cut to 70 % or more, moved by up to a twentieth."""
+    return random_affine(x, degrees=20, smallest=0.7, shift=0.05)
+
+
+def colour_views(x: Tensor) -> Tensor:
+    """Views of a photograph: a part of at least a quarter of its area, mirrored or not, in other colours."""
+    return color_jitter(random_horizontal_flip(random_affine(x, smallest=0.25)))
+
+
+def _uniform(x: Tensor, low: float, high: float) -> Tensor:
+    """One number for each image, (B,), uniform between the two."""
+    return low + (high - low) * torch.rand(len(x), dtype=x.dtype, device=x.device)

@@ -1,0 +1,177 @@
+"""What a run leaves behind: its record, its weights, and whether they belong to an experiment as it is now."""
+
+import contextlib
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import nn
+
+from vae_core import __version__
+from vae_core.data import Dataset
+from vae_core.experiments.registry import Experiment, find
+from vae_core.runtime import Runtime, random_state, replacing, save_tensors
+
+if TYPE_CHECKING:
+    from vae_core.models import Autoencoder
+
+LOSSES = ("loss", "reconstruction", "kl")  # nats per datum; the first is the sum of the others
+Record = dict[str, Any]
+
+
+def default_out() -> Path:
+    """`book/results/` in this checkout."""
+    return Path(__file__).resolve().parents[2] / "book" / "results"
+
+
+def record_path(experiment: Experiment, seed: int, out: Path) -> Path:
+    """`OUT/NAME.json`, or `OUT/NAME-sSEED.json` for a seed that is not the experiment's own."""
+    return out / (f"{experiment.name}.json" if seed == experiment.seed else f"{experiment.name}-s{seed}.json")
+
+
+def read_record(experiment: Experiment, seed: int, out: Path) -> Record | None:
+    """The record of a whole run of the experiment as it is defined now; None if there is no such record."""
+    try:
+        record = json.loads(record_path(experiment, seed, out).read_text())
+        wanted = record["config"] == experiment.config(experiment.epochs, seed)
+        return record if wanted and len(record["history"]) == experiment.epochs else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def valid_records(experiment: Experiment, out: Path) -> list[Record]:
+    """The valid records of an experiment over its seeds."""
+    return [record for seed in experiment.seeds if (record := read_record(experiment, seed, out))]
+
+
+def format_mean_std(values: Iterable[float]) -> str:
+    """Mean ± standard deviation, to two decimals; the mean alone of a single value."""
+    values = list(values)
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def write_record(record: Record, path: Path) -> None:
+    """Write a record as JSON, whole or not at all."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def config_hash(record: Record) -> str:
+    """SHA-256 of a record's config: a checkpoint of another config is refused."""
+    return hashlib.sha256(json.dumps(record["config"], sort_keys=True).encode()).hexdigest()
+
+
+class RunInProgressError(OSError):
+    """Another process is at work on this record."""
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of one record; the operating system lets it go if this process is killed.
+
+    Raises RunInProgressError, at once, if another process holds it.
+    """
+    lock = FileLock(path.with_suffix(".lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunInProgressError(
+            f"another process is at work on {path}; wait for it, or choose another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        path.with_suffix(".lock").unlink(missing_ok=True)
+        lock.release()
+
+
+def save_weights(model: nn.Module, path: Path) -> str:
+    """All parameters and running averages as 16-bit floats, in safetensors; returns the file's SHA-256."""
+    half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_tensors(half, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def load_trained(name: str, out: str | Path | None = None) -> "Autoencoder":
+    """The recorded model of an experiment, in evaluation mode. The caller's random state is left as it was.
+
+    Raises ValueError for an unknown name or an experiment that keeps no weights; for a record that is not of a
+    whole run of the experiment as it is defined now, and for weights of another network or another run than the
+    record's (by the SHA-256 in it); FileNotFoundError where either file is not made yet. All but the first two say
+    which command makes them.
+    """
+    experiment, folder = find(name), Path(out) if out is not None else default_out()
+    if not experiment.weights:
+        raise ValueError(f"the experiment {name} keeps no weights")
+    makes = f"`python -m vae_core run {name}{f' --out {folder}' if out is not None else ''}` makes it"
+    path = record_path(experiment, experiment.seed, folder)
+    content = _recorded_weights(experiment, path, makes)
+    with random_state(0):  # for first weights that are overwritten; the caller's random numbers stay as they are
+        model = experiment.network()
+    try:
+        model.load_state_dict(load(content))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(
+            f"{path.with_suffix('.safetensors')} does not hold the weights of {name}; {makes} anew"
+        ) from error
+    return model.eval()
+
+
+def _recorded_weights(experiment: Experiment, path: Path, makes: str) -> bytes:
+    """The weights beside the record at `path`, if they are those that the record was written with."""
+    weights = path.with_suffix(".safetensors")
+    for file in (weights, path):
+        if not file.exists():
+            raise FileNotFoundError(f"{file} is not there; {makes}")
+    record, content = read_record(experiment, experiment.seed, path.parent), weights.read_bytes()
+    if record is None:
+        raise ValueError(f"{path} is no record of a whole run of {experiment.name} as it is defined now; {makes} anew")
+    if "weights_sha256" in record and record["weights_sha256"] != hashlib.sha256(content).hexdigest():
+        raise ValueError(f"{weights} is of another run than {path} (its SHA-256 differs); {makes} anew")
+    return content
+
+
+def describe(experiment: Experiment, dataset: Dataset, epochs: int, seed: int, runtime: Runtime) -> Record:
+    """The part of a record that is known, and must be taken down, before training."""
+    several = runtime.world_size > 1
+    launcher = f"torchrun --nproc-per-node {runtime.world_size}" if several else "python"
+    command = f"{launcher} -m vae_core run {experiment.name}"
+    command += f" --epochs {epochs}" if epochs != experiment.epochs else ""
+    command += f" --seed {seed}" if seed != experiment.seed else ""
+    record = provenance(experiment.name, command, runtime)
+    return record | {"seed": seed, "data_sha256": dataset.sha256, "config": experiment.config(epochs, seed)}
+
+
+def provenance(name: str, command: str, runtime: Runtime) -> Record:
+    """The part of every record, of a run or of another measurement, that says what made it."""
+    made = {"name": name, "command": command, "commit": commit()}
+    return made | {"device": runtime.describe(), "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {name: metadata.version(name) for name in ("torchvision", "numpy")}
+    return {"vae_core": __version__, "python": platform.python_version(), "torch": torch.__version__, **found}
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with `-dirty` if `vae_core` differs from it; None outside of git."""
+    here = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,242 @@
+"""The named experiments of the source documents: what each trains, on what, with which settings."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+
+from vae_core.models import Autoencoder, conv_vae, mlp_autoencoder, mlp_conditional_vae, mlp_vae
+
+NETWORKS: dict[str, Callable[..., Autoencoder]] = {
+    "mlp_vae": mlp_vae,
+    "conv_vae": conv_vae,
+    "mlp_autoencoder": mlp_autoencoder,
+    "mlp_conditional_vae": mlp_conditional_vae,
+}
+IMAGES = {  # number of training images, and their shape
+    "digits": (1437, (1, 8, 8)),
+    "mnist": (60_000, (1, 28, 28)),
+    "fashion-mnist": (60_000, (1, 28, 28)),
+    "cifar10": (50_000, (3, 32, 32)),
+    "svhn": (73_257, (3, 32, 32)),
+}
+ALWAYS_IN_CONFIG = ("name", "source", "dataset", "model", "training")
+IN_CONFIG_WHERE_SET = (
+    "label",
+    "corruption",
+    "binarise",
+    "binarise_once",
+    "kl_warm_up",
+    "track_test",
+    "dequantise",
+    "beta",
+    "num_samples",
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment, complete but for the machine.
+
+    `model` are the arguments of a function of `models`, which its key `network` names (`mlp_vae` without it);
+    `training` those of `fit`. `seed` is its own, `more_seeds` are those that `reproduce` runs beside it.
+    `label` keeps the images of one class only; `corruption` is the share of training pixels that
+    `evaluation.add_outliers` hits; `binarise` draws every pixel anew for each batch, 1 with the probability that its
+    grey value gives, and reports log p(x) too; with `binarise_once` the training images are drawn once and stay so;
+    `kl_warm_up` is the share of training over which the KL's weight rises to 1; `track_test` tests after every
+    epoch; `dequantise` adds uniform noise, so that a density of the pixels bounds the probability of their 256
+    levels; `beta` weights the KL; with `num_samples` K > 0 the importance-weighted bound with K draws is maximised,
+    from an output bias at the logit of the training images' mean. `printed` holds what the
+    source printed, by the names of a record's test figures; `weights` says whether a whole run keeps them.
+    """
+
+    name: str
+    source: str
+    dataset: str
+    epochs: int
+    seed: int
+    model: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    more_seeds: tuple[int, ...] = ()
+    printed: dict[str, float] = field(default_factory=dict)
+    weights: bool = False
+    label: int | None = None
+    corruption: float = 0.0
+    binarise: bool = False
+    binarise_once: bool = False
+    kl_warm_up: float = 0.0
+    track_test: bool = False
+    dequantise: bool = False
+    beta: float = 1.0
+    num_samples: int = 0
+
+    def config(self, epochs: int, seed: int) -> dict[str, Any]:
+        """What determines a run's figures, as a record keeps it."""
+        defaults = {f.name: f.default for f in fields(self)}
+        names = [name for name in IN_CONFIG_WHERE_SET if getattr(self, name) != defaults[name]]
+        own = {name: getattr(self, name) for name in (*ALWAYS_IN_CONFIG, *names)}
+        return json.loads(json.dumps(own | {"epochs": epochs, "seed": seed}))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds that `reproduce` runs, its own first."""
+        return self.seed, *self.more_seeds
+
+    def network(self) -> Autoencoder:
+        """The untrained model, initialised from torch's random state."""
+        arguments = dict(self.model)
+        return NETWORKS[arguments.pop("network", "mlp_vae")](IMAGES[self.dataset][1], **arguments)
+
+    @property
+    def cost(self) -> float:
+        """Floating-point operations of training: 6 per multiply-add, image and epoch (forward 2, backward 4)."""
+        n = IMAGES[self.dataset][0] if self.label is None else IMAGES[self.dataset][0] // 10
+        return 6.0 * multiply_adds(self.network, max(self.num_samples, 1)) * n * self.epochs
+
+
+def multiply_adds(make: Callable[[], Any], num_samples: int = 1) -> int:
+    """Multiply-adds of one image's way through the model that `make()` builds (dense and convolutional layers).
+
+    It is encoded once, and `num_samples` codes are decoded.
+    """
+    counts: list[int] = []
+
+    def count(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, inputs: tuple, output: torch.Tensor) -> None:
+        places = (inputs[0] if isinstance(module, nn.ConvTranspose2d) else output)[0, 0].numel()
+        counts.append(len(output) * module.weight.numel() * (places if module.weight.dim() == 4 else 1))
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():  # the caller's random numbers stay as they are
+        model = make().eval()
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                module.register_forward_hook(count)
+        x = torch.zeros(1, *model.input_shape)
+        model = model.given(torch.zeros(model.condition_dim)) if hasattr(model, "given") else model
+        z = model.posterior(x).mean if hasattr(model, "posterior") else model.encode(x)
+        model.likelihood(z.expand(num_samples, *z.shape))
+    return sum(counts)
+
+
+THESIS = dict(batch_size=128, learning_rate=1e-3, weight_decay=1e-5, reduction="sum")
+ADAM = dict(batch_size=128, learning_rate=1e-3)
+FAST = dict(batch_size=256, learning_rate=2e-2, betas=(0.9, 0.99), schedule="one-cycle")
+
+
+def _chen() -> Iterator[Experiment]:
+    """The thesis: dense networks over d on MNIST and Fashion-MNIST; dense against convolutional on CIFAR-10."""
+    for short, dataset, source, seed in (
+        ("mnist", "mnist", "Chen §4.2, listing A.3", 723),
+        ("fashion", "fashion-mnist", "Chen §4.3, listing A.4", 237),
+    ):
+        for d in (2, 5, 10, 15, 20, 25):
+            headline: dict[str, Any] = dict(more_seeds=(0, 1), weights=True) if d in (2, 20) else {}
+            yield Experiment(f"chen-{short}-d{d}", source, dataset, 20, seed, dict(latent_dim=d), THESIS, **headline)
+    source, cnn = "Chen §4.4, Table 4.3", dict(network="conv_vae", latent_dim=256)
+    printed = {"loss": 1864.54, "reconstruction": 1847.17, "kl": 17.37}
+    yield Experiment("chen-cifar10-fc", source, "cifar10", 25, 723, dict(latent_dim=256), THESIS, (0, 1), printed)
+    printed = {"loss": 1822.52, "reconstruction": 1779.06, "kl": 43.46}
+    yield Experiment(
+        "chen-cifar10-cnn", source, "cifar10", 25, 723, cnn, THESIS, (0, 1), printed, weights=True, track_test=True
+    )
+    yield Experiment("svhn-cnn", "Chen listing A.2 (loads SVHN, trains nothing on it)", "svhn", 25, 723, cnn, THESIS)
+
+
+def _irvin() -> Iterator[Experiment]:
+    """One tanh layer of 500. Data, optimiser and batch size are not printed, nor can N_z = 2's result be read."""
+    lowest = {3: (133.74, 136.30), 50: (100.47, 100.78)}
+    for d in (2, 3, 50):
+        network = dict(latent_dim=d, hidden=(500,), activation="tanh", batch_norm=False)
+        printed = dict(zip(("lowest_train_loss", "lowest_test_loss"), lowest.get(d, ()), strict=False))
+        yield Experiment(
+            f"irvin-z{d}",
+            "Irvin §3",
+            "mnist",
+            550,
+            0,
+            network,
+            dict(batch_size=256, learning_rate=1e-3),
+            printed=printed,
+            weights=d == 2,
+            track_test=True,
+        )
+
+
+def _saleh() -> Iterator[Experiment]:
+    """Activation, optimiser, epochs and seed are not printed; they are read from the author's public code."""
+    source, network = "Saleh §4", dict(hidden=(400, 256, 128), batch_norm=False)
+    for name, dataset, k, epochs, label in (
+        ("saleh-mnist-k2", "mnist", 2, 30, None),
+        ("saleh-fashion-k2", "fashion-mnist", 2, 30, None),
+        ("saleh-boots-k2", "fashion-mnist", 2, 20, 9),
+        ("saleh-boots-k20", "fashion-mnist", 20, 20, 9),
+    ):
+        settings: dict[str, Any] = dict(more_seeds=(2, 3) if label else (), weights=True, label=label, track_test=True)
+        yield Experiment(name, source, dataset, epochs, 1, network | dict(latent_dim=k), ADAM, **settings)
+    for kind, k, percent in ((kind, k, p) for k in (2, 10, 50) for p in (0, 10, 30) for kind in ("vae", "autoencoder")):
+        name, model = f"saleh-robustness-{kind}-k{k}-n{percent}", dict(network=f"mlp_{kind}", latent_dim=k) | network
+        source = "Saleh §4.1.4, robustness"
+        yield Experiment(name, source, "mnist", 10, 1, model, ADAM, (2, 3), corruption=percent / 100)
+
+
+def _this_book() -> Iterator[Experiment]:
+    """What the thesis left out: binary images, one setting changed at a time, and the same loss sooner."""
+    for d in (2, 20):
+        name, source = f"binary-mnist-d{d}", "this book: Chen §4.2 on binarised MNIST"
+        yield Experiment(name, source, "mnist", 20, 723, dict(latent_dim=d), THESIS, binarise=True)
+    source, network = "this book: Chen §4.2 at d = 20 with one setting changed", dict(latent_dim=20)
+    for change, model, training in (
+        ("mean-reduction", {}, dict(reduction="mean")),
+        ("no-weight-decay", {}, dict(weight_decay=0.0)),
+        ("no-batch-norm", dict(batch_norm=False), {}),
+    ):
+        yield Experiment(f"ablation-{change}", source, "mnist", 20, 723, network | model, THESIS | training)
+    source = "this book: the preset fast"
+    yield Experiment("fast-mnist-d20", source, "mnist", 6, 723, network, FAST, (0, 1), kl_warm_up=0.25)
+
+
+def _beyond() -> Iterator[Experiment]:
+    """Chapters 14 to 17: other likelihoods, weights of the KL, conditions, and tighter bounds, on MNIST."""
+    network: dict[str, Any] = dict(latent_dim=20)
+    source = "this book, chapter 14: Chen §3.5"
+    for likelihood in ("continuous_bernoulli", "shared_gaussian", "learned_gaussian"):
+        model = network | dict(likelihood=likelihood)
+        name = f"bits-mnist-{likelihood.replace('_', '-')}"
+        yield Experiment(name, source, "mnist", 20, 723, model, THESIS, dequantise=True)
+    model = network | dict(likelihood="discretized_logistic")
+    yield Experiment("bits-mnist-discretized-logistic", source, "mnist", 20, 723, model, THESIS)
+    source = "this book, chapter 15: lecture notes §1.5"
+    for beta in (0.1, 0.3, 3.0, 10.0):
+        yield Experiment(f"beta-mnist-{beta:g}", source, "mnist", 20, 723, network, THESIS, beta=beta)
+    source = "this book, chapter 16: lecture notes §1.4"
+    conditional = dict(network="mlp_conditional_vae", latent_dim=2, condition_dim=10)
+    yield Experiment("conditional-mnist-d2", source, "mnist", 20, 723, conditional, THESIS, weights=True)
+    source = "this book, chapter 17: Burda et al. (2016)"
+    network = dict(latent_dim=50, hidden=(200, 200), activation="tanh", batch_norm=False)
+    training = dict(batch_size=100, learning_rate=3e-3, schedule="one-cycle")
+    for kind, once in (("iwae", False), ("static-iwae", True)):
+        binary: dict[str, Any] = dict(binarise=True, binarise_once=once, weights=not once)
+        for k in (1, 5, 50):
+            seeds = (1,) if k < 50 and not once else ()
+            name = f"{kind}-mnist-k{k}"
+            yield Experiment(name, source, "mnist", 20, 0, network, training, seeds, num_samples=k, **binary)
+
+
+DIGITS = Experiment(
+    "digits-d2", "this book, chapter 00", "digits", 60, 0, dict(latent_dim=2, hidden=(256, 128)), dict(batch_size=64)
+)
+EXPERIMENTS = {
+    experiment.name: experiment for experiment in (DIGITS, *_chen(), *_irvin(), *_saleh(), *_this_book(), *_beyond())
+}
+
+
+def find(name: str) -> Experiment:
+    """The experiment of that name. ValueError for an unknown one names those that are spelt most like it."""
+    if name not in EXPERIMENTS:
+        near = ", ".join(get_close_matches(str(name), EXPERIMENTS))
+        perhaps = f"perhaps {near}? " if near else ""
+        raise ValueError(f"unknown experiment {name!r}; {perhaps}`python -m vae_core list` shows all")
+    return EXPERIMENTS[name]
