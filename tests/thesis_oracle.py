@@ -53,7 +53,9 @@ def summed_losses(x, y, mean, log_var) -> tuple[torch.Tensor, torch.Tensor]:
 def train_epoch(net: nn.Module, optimizer: torch.optim.Optimizer, loader) -> float:
     net.train()
     total, n = 0.0, 0
+    device = next(net.parameters()).device
     for x, _ in loader:
+        x = x.to(device)
         optimizer.zero_grad()
         reconstruction, kl = summed_losses(x, *net(x))
         loss = reconstruction + kl

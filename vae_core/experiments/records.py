@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ from torch import nn
 from vae_core import __version__
 from vae_core.data import Dataset
 from vae_core.experiments.registry import Experiment, find
-from vae_core.runtime import Runtime, random_state, replacing, save_tensors
+from vae_core.runtime import Runtime, project_folder, random_state, replacing, save_tensors
 
 if TYPE_CHECKING:
     from vae_core.models import Autoencoder
@@ -30,8 +31,8 @@ Record = dict[str, Any]
 
 
 def default_out() -> Path:
-    """`book/results/` in this checkout."""
-    return Path(__file__).resolve().parents[2] / "book" / "results"
+    """The folder of records: `VAE_CORE_RESULTS` if set, else `book/results/` below `runtime.project_folder()`."""
+    return Path(os.environ.get("VAE_CORE_RESULTS") or project_folder() / "book" / "results")
 
 
 def record_path(experiment: Experiment, seed: int, out: Path) -> Path:
@@ -165,13 +166,19 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of this checkout, with `-dirty` if `vae_core` differs from it; None outside of git."""
+    """The commit of this checkout, with `-dirty` if `vae_core` differs from it; None outside of git.
+
+    The variable VAE_CORE_COMMIT names it where the files were copied to a machine without their history.
+    """
+    if named := os.environ.get("VAE_CORE_COMMIT"):
+        return named
     here = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # or it is somebody else's checkout that we are installed in
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
