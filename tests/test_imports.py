@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "flipbook": set(),  # sliders over pictures that are drawn beforehand
 }
 MAY_IMPORT["contrastive"] = {"networks"}  # chapter 18: what codes are worth that never decode
-MAY_IMPORT["catalogue"] = {"models"}  # the definitions of the named experiments
+MAY_IMPORT["residual"] = {"likelihoods", "models", "networks"}  # a larger network for the registry
+MAY_IMPORT["catalogue"] = {"models", "residual"}  # the definitions of the named experiments
 MAY_IMPORT["records"] = {"catalogue", "data", "runtime"}  # what their runs leave behind
 MAY_IMPORT["setups"] = {"catalogue", "data", "evaluation", "models", "objectives", "runtime"}  # their parts
 MAY_IMPORT["experiments"] = set(MAY_IMPORT) - EVERYTHING_BUT

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from vae_core.models import Autoencoder, conv_vae, mlp_autoencoder, mlp_conditional_vae, mlp_vae
+from vae_core.residual import residual_vae
 
 NETWORKS: dict[str, Callable[..., Autoencoder]] = {
     "mlp_vae": mlp_vae,
     "conv_vae": conv_vae,
     "mlp_autoencoder": mlp_autoencoder,
     "mlp_conditional_vae": mlp_conditional_vae,
+    "residual_vae": residual_vae,
 }
 IMAGES = {  # number of training images, and their shape
     "digits": (1437, (1, 8, 8)),
@@ -25,17 +27,7 @@ IMAGES = {  # number of training images, and their shape
     "svhn": (73_257, (3, 32, 32)),
 }
 ALWAYS_IN_CONFIG = ("name", "source", "dataset", "model", "training")
-IN_CONFIG_WHERE_SET = (
-    "label",
-    "corruption",
-    "binarise",
-    "binarise_once",
-    "kl_warm_up",
-    "track_test",
-    "dequantise",
-    "beta",
-    "num_samples",
-)
+NOT_IN_CONFIG = ("printed", "weights", "snapshots", "more_seeds")  # no figure of a run depends on them
 
 
 @dataclass(frozen=True)
@@ -50,8 +42,11 @@ class Experiment:
     `kl_warm_up` is the share of training over which the KL's weight rises to 1; `track_test` tests after every
     epoch; `dequantise` adds uniform noise, so that a density of the pixels bounds the probability of their 256
     levels; `beta` weights the KL; with `num_samples` K > 0 the importance-weighted bound with K draws is maximised,
-    from an output bias at the logit of the training images' mean. `printed` holds what the
-    source printed, by the names of a record's test figures; `weights` says whether a whole run keeps them.
+    from an output bias at the logit of the training images' mean; `permute` puts the pixels of all images into one
+    fixed random order. `printed` holds what the source printed, by the names of a record's test figures; `weights` says
+    whether a whole run keeps them, `snapshots` after which epochs a whole run of any seed does.
+
+    Every field that is not in `NOT_IN_CONFIG` determines a run's figures, and is part of its config.
     """
 
     name: str
@@ -73,12 +68,16 @@ class Experiment:
     dequantise: bool = False
     beta: float = 1.0
     num_samples: int = 0
+    permute: bool = False
+    snapshots: tuple[int, ...] = ()
 
     def config(self, epochs: int, seed: int) -> dict[str, Any]:
-        """What determines a run's figures, as a record keeps it."""
-        defaults = {f.name: f.default for f in fields(self)}
-        names = [name for name in IN_CONFIG_WHERE_SET if getattr(self, name) != defaults[name]]
-        own = {name: getattr(self, name) for name in (*ALWAYS_IN_CONFIG, *names)}
+        """What determines a run's figures, as a record keeps it: a new field appears where it is not its default."""
+        always = (*ALWAYS_IN_CONFIG, "epochs", "seed")
+        own = {name: getattr(self, name) for name in ALWAYS_IN_CONFIG}
+        for f in fields(self):
+            if f.name not in (*always, *NOT_IN_CONFIG) and getattr(self, f.name) != f.default:
+                own[f.name] = getattr(self, f.name)
         return json.loads(json.dumps(own | {"epochs": epochs, "seed": seed}))
 
     @property
@@ -106,8 +105,10 @@ def multiply_adds(make: Callable[[], Any], num_samples: int = 1) -> int:
     counts: list[int] = []
 
     def count(module: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, inputs: tuple, output: torch.Tensor) -> None:
-        places = (inputs[0] if isinstance(module, nn.ConvTranspose2d) else output)[0, 0].numel()
-        counts.append(len(output) * module.weight.numel() * (places if module.weight.dim() == 4 else 1))
+        places = (
+            inputs[0][0, 0] if isinstance(module, nn.ConvTranspose2d) else output[0].flatten()[:: len(module.weight)]
+        )
+        counts.append(len(output) * module.weight.numel() * (places.numel() if module.weight.dim() == 4 else 1))
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():  # the caller's random numbers stay as they are
         model = make().eval()
@@ -225,11 +226,75 @@ def _beyond() -> Iterator[Experiment]:
             yield Experiment(name, source, "mnist", 20, 0, network, training, seeds, num_samples=k, **binary)
 
 
+def _controls() -> Iterator[Experiment]:
+    """What the chapters' conclusions need beside the documents' own runs: controls, sweeps, more seeds."""
+    source, dense = "this book, chapter 12: a control", dict(network="mlp_vae")
+    cnn: dict[str, Any] = dict(network="conv_vae", latent_dim=256)
+    settings: dict[str, Any] = dict(training=THESIS, more_seeds=(0, 1))
+    for d in (64, 128):
+        yield Experiment(f"cifar10-fc-d{d}", source, "cifar10", 25, 723, dense | dict(latent_dim=d), **settings)
+    yield Experiment("cifar10-cnn-permuted", source, "cifar10", 25, 723, cnn, permute=True, **settings)
+    learned = cnn | dict(likelihood="shared_gaussian")
+    yield Experiment("bits-cifar10-shared-gaussian", source, "cifar10", 25, 723, learned, dequantise=True, **settings)
+    yield from _units_in_use()
+    yield Experiment(
+        "binary-fashion-d20", "this book, chapter 11: Chen §4.3 on binarised Fashion-MNIST", "fashion-mnist", 20, 237,
+        dict(latent_dim=20), THESIS, (0, 1, 2, 3), binarise=True,
+    )  # fmt: skip
+    for d in (2, 3, 50):
+        long = find_in(_irvin(), f"irvin-z{d}")
+        short = replace(long, name=f"irvin-z{d}-e100", source="this book, chapter 10: the first 100 epochs of Irvin §3")
+        yield replace(short, epochs=100, more_seeds=(1, 2), printed={}, weights=False, snapshots=(40, 94))
+    source = "this book, chapter 15: β on binarised MNIST"
+    for beta in (0.1, 0.3, 0.6, 1.5, 2.0, 3.0, 5.0, 10.0):  # β = 1 is binary-mnist-d20
+        name, model = f"beta-binary-mnist-{beta:g}", dict(latent_dim=20)
+        yield Experiment(name, source, "mnist", 20, 723, model, beta=beta, binarise=True, **settings)
+
+
+def _units_in_use() -> Iterator[Experiment]:
+    """Chen §4.2 at d = 20 once more: what besides prior and decoder decides how many latent units are active?"""
+    source = "this book, chapter 09: Chen §4.2 at d = 20, trained another way"
+    for change, model, training, warm_up in (
+        ("warm-up", {}, {}, 0.25),
+        ("warm-up-no-batch-norm", dict(batch_norm=False), {}, 0.25),
+        ("rate-3e-4", {}, dict(learning_rate=3e-4), 0.0),
+        ("rate-3e-3", {}, dict(learning_rate=3e-3), 0.0),
+        ("no-momentum", {}, dict(betas=(0.0, 0.999)), 0.0),
+    ):
+        yield Experiment(
+            f"units-mnist-{change}", source, "mnist", 20, 723, dict(latent_dim=20) | model, THESIS | training,
+            (0, 1, 2, 3), kl_warm_up=warm_up,
+        )  # fmt: skip
+
+
+def _residual() -> Iterator[Experiment]:
+    """A larger network for a GPU, and the thesis' network with the same likelihood: figures in bits per dimension."""
+    logistic: dict[str, Any] = dict(likelihood="discretized_logistic")
+    source, cnn = "this book, chapter 12: a proper likelihood", dict(network="conv_vae", latent_dim=256)
+    yield Experiment("bits-cifar10-cnn", source, "cifar10", 25, 723, cnn | logistic, THESIS, (0, 1))
+    training = dict(batch_size=128, learning_rate=2e-3, schedule="one-cycle")
+    network = dict(network="residual_vae") | logistic
+    for dataset in ("cifar10", "svhn"):
+        for ending, precision in (("", "float32"), ("-bf16", "bfloat16")):
+            model = network | dict(precision=precision)
+            name = f"residual-{dataset}{ending}"
+            yield Experiment(name, "this book: a residual network", dataset, 30, 0, model, training, (1,))
+
+
+def find_in(experiments: Iterator[Experiment], name: str) -> Experiment:
+    """The experiment of that name among these."""
+    return next(experiment for experiment in experiments if experiment.name == name)
+
+
 DIGITS = Experiment(
     "digits-d2", "this book, chapter 00", "digits", 60, 0, dict(latent_dim=2, hidden=(256, 128)), dict(batch_size=64)
 )
 EXPERIMENTS = {
-    experiment.name: experiment for experiment in (DIGITS, *_chen(), *_irvin(), *_saleh(), *_this_book(), *_beyond())
+    experiment.name: experiment
+    for experiment in (
+        *(DIGITS, *_chen(), *_irvin(), *_saleh(), *_this_book(), *_beyond()),
+        *(*_controls(), *_residual()),
+    )
 }
 
 

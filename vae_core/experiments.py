@@ -1,15 +1,19 @@
 """Running the named experiments: data, model, training, test, record."""
 
+import hashlib
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
+from itertools import count
 from math import log
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from vae_core.catalogue import EXPERIMENTS, Experiment, find
+from vae_core.checkpoints import _read as read_checkpoint
 from vae_core.data import Dataset, check_writable, load
 from vae_core.evaluation import (
     corrupt,
@@ -34,9 +38,11 @@ from vae_core.records import (
     save_weights,
     write_record,
 )
-from vae_core.runtime import Runtime, unit_interval, whole
-from vae_core.setups import build, conditions, objective_of, prepare, start_at_mean_image, test_images
+from vae_core.runtime import Runtime, device_of, random_state, unit_interval, whole
+from vae_core.setups import build, conditions, noise_of, objective_of, prepare, start_at_mean_image, test_images
 from vae_core.training import History, fit
+
+EVALUATED_EVERY = 5  # epochs
 
 
 def pending(out: Path, only: str = "*") -> list[tuple[Experiment, int]]:
@@ -62,19 +68,22 @@ def run(
     resume: bool = False,
     progress: bool = True,
     together: bool = False,
+    dataset: Dataset | None = None,
+    checkpoints: bool = True,
 ) -> tuple[Record, Path]:
     """Train and test the experiment `name`, write its record, and return both record and path.
 
-    `epochs` and `seed` default to the experiment's own. After each epoch a checkpoint stands beside the
-    record-to-be (`NAME.checkpoint.pt`); it goes when the record is written. `resume` goes on from it; where
-    there is none but the record of this very run, the run is finished, and that record is returned as it is.
+    `epochs` and `seed` default to the experiment's own. After each epoch, unless `checkpoints` is False, a checkpoint
+    stands beside the record-to-be (`NAME.checkpoint.pt`); it goes when the record is written. `resume` goes on from
+    it; where there is none but the record of this very run, the run is finished, and that record is returned as it is.
+    `dataset` is the experiment's data where they are in memory already; they are loaded otherwise.
     With `together` the processes that `torchrun` started train one model, each on its part of every batch; the
     first one writes the record, and the others return it without its test figures. A run seeds Python's, NumPy's and
     torch's generators (`seed_everything`); the caller's random numbers do not go on where they were.
 
-    Raises ValueError for an unknown name, device, seed or epoch count, OSError if `out` cannot be
-    written or has too little room, RunInProgressError if another process is at this record, all before
-    training; and what `data.load` and `training.fit` raise.
+    Raises ValueError for an unknown name, device, seed or epoch count, settings that contradict each other, or the data
+    of another set, OSError if `out` cannot be written or has too little room, RunInProgressError if another process is
+    at this record, all before training; and what `data.load` and `training.fit` raise.
     """
     experiment, runtime = find(name), Runtime.detect(device)
     runtime = runtime if together else runtime.alone()
@@ -82,7 +91,10 @@ def run(
     epochs = whole(experiment.epochs if epochs is None else epochs)
     path = record_path(experiment, seed, Path(out) if out is not None else default_out())
     check_writable(path.parent, "the folder for records", "choose another with --out")
-    train = partial(_run, experiment, epochs, seed, runtime, path, data_root, resume, progress)
+    if dataset is not None and dataset.name != experiment.dataset:
+        raise ValueError(f"dataset must be {experiment.dataset}, on which {name} is trained, got {dataset.name}")
+    source = partial(load, experiment.dataset, data_root) if dataset is None else lambda: dataset
+    train = partial(_run, experiment, epochs, seed, runtime, path, source, resume, progress, checkpoints)
     finished = partial(_finished, replace(experiment, epochs=epochs), seed, path) if resume else lambda: None
     if runtime.rank > 0:  # it decides as the first one does: that one waits for it, or does not
         return {key: value for key, value in (finished() or train()).items() if key != "test"}, path
@@ -120,34 +132,86 @@ def _run(
     seed: int,
     runtime: Runtime,
     path: Path,
-    data_root,
+    source: Callable[[], Dataset],
     resume: bool,
     progress: bool,
+    checkpoints: bool,
 ) -> Record:
-    dataset = load(experiment.dataset, data_root)
+    dataset = source()
     record = describe(experiment, dataset, epochs, seed, runtime)
     model, dataset = build(experiment, seed), prepare(experiment, dataset, seed)
+    objective, anneal = objective_of(experiment, model)
     if experiment.num_samples:
         start_at_mean_image(model, dataset.x_train)
     x_test, checkpoint = test_images(experiment, dataset, seed), path.with_suffix(".checkpoint.pt")
     _check_room(model, checkpoint)
-    objective, anneal = objective_of(experiment, model)
-    curve = (lambda m: {f"test_{k}": v for k, v in losses(m, x_test, seed).items()}) if experiment.track_test else None
+    done = _epochs_done(checkpoint) if resume else 0
+    curve = partial(_curve, experiment, dataset, x_test, seed, epochs, path, count(done + 1))
     history = fit(
         model, dataset.x_train, objective, y=conditions(model, dataset.y_train), epochs=epochs, seed=seed,
-        runtime=runtime, checkpoint=checkpoint, resume=resume, progress=progress, after_epoch=curve, anneal=anneal,
-        identity=config_hash(record), **experiment.training,
+        runtime=runtime, checkpoint=checkpoint if checkpoints or done else None, resume=resume, progress=progress,
+        after_epoch=curve, anneal=anneal, identity=config_hash(record), **experiment.training,
     )  # fmt: skip
     if runtime.rank > 0:
         return record
     wall_seconds = sum(row["seconds"] for row in history)  # of training, over all sessions of a resumed run
     record |= {"wall_seconds": wall_seconds, "history": history}
-    record["test"] = tested(experiment, model, dataset, x_test, seed) | lowest(history)
-    if experiment.weights and (epochs, seed) == (experiment.epochs, experiment.seed):
-        record["weights_sha256"] = save_weights(model, path.with_suffix(".safetensors"))
+    record["test"] = tested(experiment, model, dataset, x_test, seed)
+    record["test"] |= lowest(history) if experiment.track_test else {}
+    record |= _keep_weights(experiment, model, epochs, seed, path)
     write_record(record, path)
     checkpoint.unlink(missing_ok=True)
     return record
+
+
+def _epochs_done(checkpoint: Path) -> int:
+    return len(read_checkpoint(checkpoint)["history"]) if checkpoint.exists() else 0
+
+
+def _curve(
+    experiment: Experiment,
+    dataset: Dataset,
+    x_test: Tensor,
+    seed: int,
+    epochs: int,
+    path: Path,
+    number: Iterator[int],
+    model: Autoencoder,
+) -> dict[str, float]:
+    """What the row of the next epoch holds beside training's own figures; weights kept on the way.
+
+    In every fifth epoch and the last one these are the losses of test and training images, both in evaluation mode,
+    so that their difference is that of the images alone. An experiment with `track_test` tests after every epoch.
+    """
+    epoch = next(number)
+    figures: dict[str, float] = {}
+    both = epoch % EVALUATED_EVERY == 0 or epoch == epochs
+    if both or experiment.track_test:
+        test_losses = losses_of(model, x_test, dataset.y_test, seed)
+        figures |= {f"test_{name}": value for name, value in test_losses.items()}
+    if both:
+        figures |= {
+            f"train_eval_{name}": value for name, value in training_losses(experiment, dataset, seed, model).items()
+        }
+    if epoch in experiment.snapshots and epochs == experiment.epochs:
+        save_weights(model, snapshot_path(path, epoch))
+    return figures
+
+
+def snapshot_path(path: Path, epoch: int) -> Path:
+    """Where the weights after an epoch are kept, beside the record at `path`."""
+    return path.with_name(f"{path.stem}-e{epoch}.safetensors")
+
+
+def _keep_weights(experiment: Experiment, model: Autoencoder, epochs: int, seed: int, path: Path) -> Record:
+    """Save the weights that a whole run keeps; the part of the record that tells them from those of other runs."""
+    kept: Record = {}
+    if experiment.weights and (epochs, seed) == (experiment.epochs, experiment.seed):
+        kept["weights_sha256"] = save_weights(model, path.with_suffix(".safetensors"))
+    if experiment.snapshots and epochs == experiment.epochs:
+        files = {epoch: snapshot_path(path, epoch) for epoch in experiment.snapshots}
+        kept["snapshots_sha256"] = {str(k): hashlib.sha256(file.read_bytes()).hexdigest() for k, file in files.items()}
+    return kept
 
 
 def bits_per_dimension(loss: float, n_pixels: int, dequantised: bool) -> float:
@@ -172,6 +236,28 @@ def losses(model: Autoencoder, x: Tensor, seed: int, batch_size: int = 1000) -> 
         return {name: figures[name] for name in LOSSES}
     error = reconstruction_at_code(model, x)
     return {"loss": error, "reconstruction": error, "kl": 0.0}
+
+
+def losses_of(model: Autoencoder, x: Tensor, y: Tensor, seed: int) -> dict[str, float]:
+    """`losses`, a conditional model being told the images' labels, for all of them at once."""
+    told = conditions(model, y)
+    if isinstance(model, ConditionalVAE) and told is not None:
+        return losses(model.given(told), x, seed, batch_size=len(x))
+    return losses(model, x, seed)
+
+
+def training_losses(
+    experiment: Experiment, dataset: Dataset, seed: int, model: Autoencoder, at_once: int = 10_000
+) -> dict[str, float]:
+    """`losses_of` the training images as the objective sees them (binarised, dequantised), in evaluation mode."""
+    sums, noise, device = dict.fromkeys(LOSSES, 0.0), noise_of(experiment), device_of(model)
+    for k, (x, y) in enumerate(zip(dataset.x_train.split(at_once), dataset.y_train.split(at_once), strict=True)):
+        x = unit_interval(x.to(device))
+        with random_state(seed + k):
+            x = noise(x) if noise else x
+        for name, value in losses_of(model, x, y, seed + k).items():
+            sums[name] += value * len(x) / len(dataset.x_train)
+    return sums
 
 
 def test(model: Autoencoder, x: Tensor, seed: int, batch_size: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -165,7 +166,12 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of this checkout, with `-dirty` if `vae_core` differs from it; None outside of git."""
+    """The commit of this checkout, with `-dirty` if `vae_core` differs from it; None outside of git.
+
+    The variable VAE_CORE_COMMIT names it where the files were copied to a machine without their history.
+    """
+    if named := os.environ.get("VAE_CORE_COMMIT"):
+        return named
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

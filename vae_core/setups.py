@@ -17,7 +17,7 @@ from vae_core.runtime import seed_everything, unit_interval
 
 
 def prepare(experiment: Experiment, dataset: Dataset, seed: int) -> Dataset:
-    """The images that the experiment is about: those of its class, the training ones corrupted, or binarised once."""
+    """The images that the experiment is about: of its class, training ones corrupted or binarised, pixels permuted."""
     if experiment.label is not None:
         train, test = dataset.y_train == experiment.label, dataset.y_test == experiment.label
         x, y = (dataset.x_train[train], dataset.x_test[test]), (dataset.y_train[train], dataset.y_test[test])
@@ -27,7 +27,15 @@ def prepare(experiment: Experiment, dataset: Dataset, seed: int) -> Dataset:
     if experiment.binarise_once:
         binary = torch.bernoulli(unit_interval(dataset.x_train), generator=torch.Generator().manual_seed(seed + 1))
         dataset = replace(dataset, x_train=(255 * binary).byte())
+    if experiment.permute:
+        dataset = replace(dataset, x_train=permuted(dataset.x_train), x_test=permuted(dataset.x_test))
     return dataset
+
+
+def permuted(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) with their pixels in a random order, the same for all images, channels and runs."""
+    order = torch.randperm(x[0, 0].numel(), generator=torch.Generator().manual_seed(0))
+    return x.flatten(2)[..., order].reshape(x.shape)
 
 
 def build(experiment: Experiment, seed: int) -> Autoencoder:
@@ -37,20 +45,53 @@ def build(experiment: Experiment, seed: int) -> Autoencoder:
 
 
 def objective_of(experiment: Experiment, model: nn.Module) -> tuple[Callable, Callable[[float], float] | None]:
-    """What the experiment maximises, and how its KL's weight changes, if it does."""
-    if experiment.kl_warm_up:
-        return beta_elbo_terms, linear_warm_up(experiment.kl_warm_up)
+    """What the experiment maximises, called as `training.fit` does, and how its KL's weight changes, if it does.
+
+    Raises ValueError for settings that do not go together.
+    """
+    if problem := _contradiction(experiment, model):
+        raise ValueError(f"the experiment {experiment.name} asks for {problem}")
+    objective: Callable = bound_of(experiment, model)
     if isinstance(model, ConditionalVAE):
-        return conditional_elbo_terms, None
+        objective = partial(of_conditional, objective)
+    if noise := noise_of(experiment):
+        objective = partial(of_noisy_images, objective, noise)
+    if not experiment.kl_warm_up:
+        return objective, None
+    rise = linear_warm_up(experiment.kl_warm_up)
+    return objective, lambda progress: experiment.beta * rise(progress)
+
+
+def bound_of(experiment: Experiment, model: nn.Module) -> Callable:
+    """The objective of images as they come; with a warm-up it takes the KL's weight as well."""
     if not isinstance(model, VAE):
-        return code_log_likelihood, None
-    bound: Callable = elbo_terms if experiment.beta == 1 else partial(beta_elbo_terms, beta=experiment.beta)
+        return code_log_likelihood
     if experiment.num_samples:
-        bound = partial(iwae_bound, num_samples=experiment.num_samples)
-    anew = torch.bernoulli if experiment.binarise and not experiment.binarise_once else None
-    if noise := dequantised if experiment.dequantise else anew:
-        return partial(of_noisy_images, bound, noise), None
-    return bound, None
+        return partial(iwae_bound, num_samples=experiment.num_samples)
+    if experiment.kl_warm_up:
+        return beta_elbo_terms
+    return elbo_terms if experiment.beta == 1 else partial(beta_elbo_terms, beta=experiment.beta)
+
+
+def noise_of(experiment: Experiment) -> Callable[[Tensor], Tensor] | None:
+    """How each batch of training images is drawn anew from the stored ones; None if it is not."""
+    if experiment.dequantise:
+        return dequantised
+    return torch.bernoulli if experiment.binarise and not experiment.binarise_once else None
+
+
+def _contradiction(experiment: Experiment, model: nn.Module) -> str | None:
+    """Two settings of which one would be ignored, in words."""
+    weighted = experiment.kl_warm_up or experiment.beta != 1
+    if experiment.num_samples and weighted:
+        return "num_samples with beta or kl_warm_up, but the importance-weighted bound has no KL of its own to weight"
+    if not isinstance(model, VAE) and (weighted or experiment.num_samples):
+        return "beta, kl_warm_up or num_samples for an auto-encoder, which has no KL and draws no codes"
+    if experiment.dequantise and (experiment.binarise or experiment.binarise_once):
+        return "dequantise with binarise, but binary images have no grey levels to spread; set one of them"
+    if experiment.binarise_once and not experiment.binarise:
+        return "binarise_once without binarise, so that its test images would stay grey; set both"
+    return None
 
 
 def conditions(model: nn.Module, y: Tensor) -> Tensor | None:
@@ -58,9 +99,9 @@ def conditions(model: nn.Module, y: Tensor) -> Tensor | None:
     return one_hot(y, model.condition_dim).float() if isinstance(model, ConditionalVAE) else None
 
 
-def conditional_elbo_terms(model: ConditionalVAE, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The bound on log p(x|y). Source: lecture notes (27)."""
-    return elbo_terms(model.given(y), x)
+def of_conditional(bound: Callable, model: ConditionalVAE, x: Tensor, y: Tensor, *further: Tensor):
+    """A bound on log p(x|y). Source: lecture notes (27)."""
+    return bound(model.given(y), x, *further)
 
 
 def start_at_mean_image(model: Autoencoder, x: Tensor) -> None:
@@ -92,9 +133,11 @@ def dequantised(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return (x * 255 + u) / 256
 
 
-def of_noisy_images(bound: Callable, noise: Callable[[Tensor], Tensor], model: VAE, x: Tensor):
+def of_noisy_images(
+    bound: Callable, noise: Callable[[Tensor], Tensor], model: Autoencoder, x: Tensor, *further: Tensor
+):
     """A bound for images that are drawn anew, each time, from grey ones: binary, or dequantised.
 
     Source of the binary ones: Salakhutdinov and Murray (2008).
     """
-    return bound(model, noise(x))
+    return bound(model, noise(x), *further)
