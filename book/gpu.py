@@ -53,6 +53,7 @@ from vae_core.records import (  # noqa: E402
     RunInProgressError,
     commit,
     default_out,
+    locked,
     made_by,
     read_record,
     record_path,
@@ -145,21 +146,23 @@ def items(plan: Plan, parts: Sequence[str]) -> list[Item]:
 
 def join_cifar10(folder: Path, root: Path) -> None:
     """Put CIFAR-10 together in `root` from its parts, once they are all there: ROOT/cifar10.npz."""
+    parts = {"train": [folder / f"cifar10-train-{k}.webp" for k in range(5)], "test": [folder / "cifar10-test.webp"]}
+    labels, whole = folder / "cifar10-labels.npz", root / "cifar10.npz"
+    if whole.exists() or not all(path.exists() for path in (labels, *parts["train"], *parts["test"])):
+        return
+    with contextlib.suppress(RunInProgressError), locked(whole):  # one of several processes does it
+        with np.load(labels) as y:
+            arrays = {f"y_{split}": y[f"y_{split}"] for split in parts}
+        arrays |= {f"x_{split}": np.concatenate([tiles(path) for path in paths]) for split, paths in parts.items()}
+        save_arrays(whole, arrays)
+
+
+def tiles(path: Path) -> np.ndarray:
+    """A sheet of 100 by 100 images as (10000, 32, 32, 3)."""
     from PIL import Image
 
-    parts = {"train": [folder / f"cifar10-train-{k}.webp" for k in range(5)], "test": [folder / "cifar10-test.webp"]}
-    labels = folder / "cifar10-labels.npz"
-    if (root / "cifar10.npz").exists() or not all(path.exists() for path in (labels, *parts["train"], *parts["test"])):
-        return
-
-    def images(path: Path) -> np.ndarray:
-        sheet = np.asarray(Image.open(path).convert("RGB"))
-        return sheet.reshape(100, 32, 100, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
-
-    with np.load(labels) as y:
-        arrays = {f"y_{split}": y[f"y_{split}"] for split in parts}
-    arrays |= {f"x_{split}": np.concatenate([images(path) for path in paths]) for split, paths in parts.items()}
-    save_arrays(root / "cifar10.npz", arrays)
+    sheet = np.asarray(Image.open(path).convert("RGB"))
+    return sheet.reshape(100, 32, 100, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

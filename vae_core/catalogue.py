@@ -278,7 +278,7 @@ def _residual() -> Iterator[Experiment]:
         for ending, precision in (("", "float32"), ("-bf16", "bfloat16")):
             model = network | dict(precision=precision)
             name = f"residual-{dataset}{ending}"
-            yield Experiment(name, "this book: a residual network", dataset, 30, 0, model, training, (1,))
+            yield Experiment(name, "this book: a residual network", dataset, 20, 0, model, training, (1,))
 
 
 def find_in(experiments: Iterator[Experiment], name: str) -> Experiment:
