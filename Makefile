@@ -11,7 +11,7 @@ assert json.load(page)["vulnerabilities"]
 endef
 export KNOWN_HOLE
 
-.PHONY: help book pdf linkcheck test mutants again lint lab notebooks reproduce bench venv clean
+.PHONY: help book pdf linkcheck test mutants again lint lab notebooks reproduce bench gpu venv clean
 help:
 	@echo "make book       execute the notebooks (cached) and build the HTML"
 	@echo "make pdf        one PDF of the book, through Chromium"
@@ -24,6 +24,7 @@ help:
 	@echo "make reproduce  run every experiment that has no valid record (hours; resumable)"
 	@echo "make lint       style, formatting, types, known holes in dependencies"
 	@echo "make bench      our training loop against others and the machine's limit, and the explorer"
+	@echo "make gpu        what a CUDA card is for: tests, speed, the runs that want one (DRY=1: tiny, on a CPU)"
 	@echo "make clean      remove what was built (not .venv, not data)"
 
 venv: $(READY)
@@ -82,6 +83,9 @@ bench: $(READY)
 	@$(BIN)/python tests/benchmark_linear.py
 	@$(BIN)/python tests/benchmark_gradients.py
 	@$(BIN)/python tests/benchmark_explorer.py
+
+gpu: $(READY)
+	@$(BIN)/python book/gpu.py $(if $(DRY),--dry) $(GPU_FLAGS)
 
 clean:
 	rm -rf book/_build .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 """Every named experiment is what its document prints, and what its name says happens to data and model."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from test_data import made_arrays, real, refused
 from torch import nn
 
 from vae_core import data, experiments, setups
-from vae_core.catalogue import EXPERIMENTS, IMAGES, Experiment, find
+from vae_core.catalogue import EXPERIMENTS, IMAGES, NOT_IN_CONFIG, Experiment, find
 from vae_core.evaluation import corrupt, reconstruction_mse
 from vae_core.models import VAE
 from vae_core.objectives import code_log_likelihood
@@ -219,10 +219,37 @@ def test_naming_a_default_changes_no_config():
     assert named.config(1, 0) == digits.config(1, 0)
 
 
-@pytest.mark.parametrize("change", [{"label": 0}, {"corruption": 0.1}, {"track_test": True}])
-def test_whatever_is_set_changes_the_config(change):
-    digits = find("digits-d2")
-    assert replace(digits, **change).config(1, 0) == digits.config(1, 0) | change
+CHANGES = {
+    "label": 0, "corruption": 0.1, "binarise": True, "binarise_once": True, "kl_warm_up": 0.5, "track_test": True,
+    "dequantise": True, "beta": 2.0, "num_samples": 5, "permute": True, "name": "another", "source": "another",
+    "dataset": "mnist", "model": {"latent_dim": 3}, "training": {"batch_size": 7}, "epochs": 61, "seed": 1,
+    "printed": {"loss": 1.0}, "weights": True, "more_seeds": (1,), "snapshots": (1,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Experiment)])
+def test_whatever_is_set_changes_the_config_unless_no_figure_depends_on_it(name):
+    """A new field needs a line above, and is in the config by itself."""
+    digits, change = find("digits-d2"), {name: CHANGES[name]}
+    changed = replace(digits, **change)
+    before, after = digits.config(digits.epochs, digits.seed), changed.config(changed.epochs, changed.seed)
+    if name in NOT_IN_CONFIG:
+        assert after == before
+    else:
+        assert after == before | json.loads(json.dumps(change)) != before
+
+
+def test_what_is_not_in_the_config_changes_no_figure(tmp_path):
+    """The same run with each of these fields set gives the same history and test figures."""
+    digits = replace(find("digits-d2"), epochs=1)
+    changes = ({}, *({name: CHANGES[name]} for name in NOT_IN_CONFIG))
+    made = []
+    for k, change in enumerate(changes):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(EXPERIMENTS, "digits-d2", replace(digits, **change))
+            record, _ = experiments.run("digits-d2", out=tmp_path / str(k), device="cpu", progress=False)
+        made.append((record["test"], [{**row, "seconds": 0} for row in record["history"]]))
+    assert all(each == made[0] for each in made)
 
 
 # Data and history
@@ -268,10 +295,24 @@ def test_vae_and_auto_encoder_are_trained_on_the_same_corrupted_images():
     assert torch.equal(setups.prepare(a, dataset, 1).x_train, setups.prepare(b, dataset, 1).x_train)
 
 
+def test_permuted_images_hold_the_same_pixels_in_one_order_for_all_images_channels_and_seeds():
+    numbers = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
+    permuted = setups.permuted(numbers)
+    order = permuted[0, 0].flatten()
+    assert sorted(order.tolist()) == list(range(16)) != order.tolist()
+    assert torch.equal(permuted.flatten(2), numbers.flatten(2)[..., order])
+    dataset, experiment = made("cifar10"), find("cifar10-cnn-permuted")
+    first, other = (setups.prepare(experiment, dataset, seed) for seed in (0, 1))
+    assert torch.equal(first.x_train, setups.permuted(dataset.x_train))
+    assert torch.equal(first.x_test, setups.permuted(dataset.x_test))
+    assert torch.equal(first.x_train, other.x_train)
+
+
 def test_all_other_experiments_take_their_data_as_they_are():
-    others = [e for e in EXPERIMENTS.values() if e.label is None and not (e.corruption or e.binarise_once)]
+    changed = ("corruption", "binarise_once", "permute")
+    others = [e for e in EXPERIMENTS.values() if e.label is None and not any(getattr(e, name) for name in changed)]
     dataset = made("mnist")
-    assert len(others) == len(EXPERIMENTS) - 2 - 12 - 3  # boots, two thirds of robustness, static binarisation
+    assert len(others) == len(EXPERIMENTS) - 2 - 12 - 3 - 1  # boots, two thirds of robustness, binarised, permuted
     assert all(setups.prepare(e, dataset, 1) is dataset for e in others)
 
 
@@ -304,6 +345,34 @@ def test_svhn_runs_from_end_to_end(tmp_path):
     assert figures["loss"] == figures["reconstruction"] + figures["kl"]
     assert figures["reconstruction"] > figures["entropy_floor"] > 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["svhn-cnn.json"]
+
+
+CONTROLS = [name for name, e in EXPERIMENTS.items() if e.dataset == "cifar10" and e.source.startswith("this book")]
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_the_controls_on_cifar10_build_and_one_step_of_theirs_is_finite(name):
+    experiment = find(name)
+    model = setups.build(experiment, 0)
+    objective, anneal = setups.objective_of(experiment, model)
+    x = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    settings = dict(experiment.training) | dict(batch_size=8, epochs=1, progress=False)
+    (row,) = fit(model, x, objective, anneal=anneal, **settings)
+    assert row["loss"] == pytest.approx(row["reconstruction"] + row["kl"], rel=1e-5)
+    assert 0 < row["kl"] < row["reconstruction"]
+
+
+def test_the_registry_holds_the_sweeps_with_their_seeds():
+    expected = {
+        name: 3 for name in EXPERIMENTS if name.startswith(("beta-binary", "cifar10-", "bits-cifar10", "irvin"))
+    }
+    expected |= {name: 5 for name in EXPERIMENTS if name.startswith(("units-mnist", "binary-fashion"))}
+    expected |= dict.fromkeys(IRVIN, 1)
+    assert {name: len(find(name).seeds) for name in expected} == expected
+    for d in (2, 3, 50):
+        long, short = find(f"irvin-z{d}"), find(f"irvin-z{d}-e100")
+        assert (short.model, short.training, short.dataset) == (long.model, long.training, long.dataset)
+        assert (short.epochs, short.snapshots) == (100, (40, 94))
 
 
 def test_an_auto_encoder_pays_no_kl_and_has_no_active_units(tmp_path):

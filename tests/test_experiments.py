@@ -1,5 +1,6 @@
 """The named experiments and the command line: records, refusals, interrupted runs."""
 
+import hashlib
 import json
 import re
 import shlex
@@ -11,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_data import made_arrays
 
 from vae_core import catalogue, data, experiments, records, setups
 from vae_core.__main__ import main
 from vae_core.evaluation import evaluate
-from vae_core.models import mlp_vae
-from vae_core.objectives import elbo_terms
+from vae_core.models import mlp_conditional_vae, mlp_vae
+from vae_core.objectives import beta_elbo_terms, code_log_likelihood, elbo_terms
 from vae_core.training import fit
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -145,7 +147,8 @@ def test_a_record_is_what_build_fit_and_evaluate_give_with_its_seed(seed, tmp_pa
     model = setups.build(experiment, seed)
     history = fit(model, digits.x_train, elbo_terms, epochs=1, seed=seed, progress=False, **experiment.training)
     record = read(records.record_path(experiment, seed, tmp_path))
-    assert timeless(record["history"]) == timeless(history)
+    ((made,), (row,)) = timeless(record["history"]), timeless(history)
+    assert row.items() <= made.items()
     assert evaluate(model, digits.x_test, seed=seed).items() <= record["test"].items()
 
 
@@ -441,6 +444,165 @@ def test_cost_of_a_transposed_convolution_counts_every_decoded_draw():
 def test_the_cheapest_come_first_whatever_the_number_of_draws(tmp_path):
     found = dict.fromkeys(experiment.name for experiment, _ in experiments.pending(tmp_path, "*iwae-*"))
     assert list(found) == [f"{kind}-mnist-k{k}" for k in (1, 5, 50) for kind in ("iwae", "static-iwae")]
+
+
+# Losses in evaluation mode, and weights on the way
+
+
+def columns(row: dict) -> set[str]:
+    return {key for key in row if key.startswith(("test_", "train_eval_"))}
+
+
+BOTH = {f"{images}_{name}" for images in ("test", "train_eval") for name in records.LOSSES}
+
+
+@pytest.mark.parametrize("track", [False, True])
+def test_both_sets_of_images_are_judged_every_fifth_epoch_and_after_the_last(
+    track, two_experiments, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(two_experiments, "small", replace(two_experiments["small"], epochs=7, track_test=track))
+    record, _ = experiments.run("small", out=tmp_path, device="cpu", progress=False)
+    between = {name for name in BOTH if name.startswith("test_")} if track else set()
+    assert {row["epoch"]: columns(row) for row in record["history"]} == {
+        epoch: BOTH if epoch in (5, 7) else between for epoch in range(1, 8)
+    }
+    assert record["history"][-1]["test_loss"] == record["test"]["loss"]
+    assert ("lowest_test_loss" in record["test"]) == track
+
+
+def test_an_interrupted_run_is_judged_in_the_same_epochs(interrupted_at, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "EVALUATED_EVERY", 2)
+    interrupted_at(30)  # in its second epoch
+    assert run(tmp_path, "--epochs", 3, "--resume") == 0
+    assert [columns(row) for row in read(tmp_path / "digits-d2.json")["history"]] == [set(), BOTH, BOTH]
+
+
+def test_the_training_losses_in_evaluation_mode_are_those_of_evaluate(two_experiments, tmp_path):
+    """In one piece of images the seed is evaluate's own; the running averages are those of the whole training."""
+    record, _ = experiments.run("large", out=tmp_path, device="cpu", progress=False)
+    model = setups.build(catalogue.find("large"), 0)
+    x = data.load("digits").x_train
+    fit(model, x, elbo_terms, epochs=2, seed=0, progress=False, **catalogue.find("large").training)
+    expected = evaluate(model, x, seed=0)
+    assert {name: record["history"][-1][f"train_eval_{name}"] for name in records.LOSSES} == pytest.approx(
+        {name: expected[name] for name in records.LOSSES}, rel=1e-9
+    )
+
+
+def test_training_losses_are_means_over_all_images_whatever_the_pieces():
+    experiment, digits = replace(catalogue.find("digits-d2"), binarise=True), data.load("digits")
+    model = setups.build(experiment, 0)
+    few, many = (experiments.training_losses(experiment, digits, 0, model, at_once)["kl"] for at_once in (100, 5000))
+    grey = experiments.training_losses(catalogue.find("digits-d2"), digits, 0, model)["kl"]
+    assert few == pytest.approx(many, rel=0.02)  # other draws of the pixels
+    assert grey != pytest.approx(many, rel=1e-4)
+
+
+def test_weights_are_kept_after_the_epochs_that_are_named(two_experiments, tmp_path, monkeypatch):
+    monkeypatch.setitem(two_experiments, "small", replace(two_experiments["small"], epochs=3, snapshots=(1, 2)))
+    whole, path = experiments.run("small", seed=7, out=tmp_path, device="cpu", progress=False)
+    assert names_in(tmp_path) == ["small-s7-e1.safetensors", "small-s7-e2.safetensors", "small-s7.json"]
+    files = {k: experiments.snapshot_path(path, k) for k in (1, 2)}
+    assert whole["snapshots_sha256"] == {str(k): hashlib.sha256(f.read_bytes()).hexdigest() for k, f in files.items()}
+    model = setups.build(catalogue.find("small"), 7)
+    fit(model, data.load("digits").x_train, elbo_terms, epochs=2, seed=7, progress=False, batch_size=64)
+    kept = load_file(files[2])
+    assert all(torch.equal(kept[name], value.half()) for name, value in model.state_dict().items() if value.dim())
+
+
+# The data at hand, and no checkpoints
+
+
+def test_data_in_memory_make_the_record_of_the_data_on_disk(recorded, tmp_path):
+    record, _ = experiments.run(
+        "digits-d2",
+        epochs=2,
+        device="cpu",
+        out=tmp_path,
+        progress=False,
+        dataset=data.load("digits"),
+        checkpoints=False,
+    )
+    expected = read(recorded / "digits-d2.json")
+    assert (record["test"], record["data_sha256"]) == (expected["test"], expected["data_sha256"])
+    assert timeless(record["history"]) == timeless(expected["history"])
+
+
+def test_the_data_of_another_set_are_refused(tmp_path):
+    other = replace(data.load("digits"), name="mnist")
+    with pytest.raises(ValueError, match="dataset must be digits, on which digits-d2 is trained, got mnist"):
+        experiments.run("digits-d2", device="cpu", out=tmp_path, dataset=other)
+    assert names_in(tmp_path) == []
+
+
+def test_the_commit_can_be_named_where_there_is_no_history(monkeypatch):
+    monkeypatch.setenv("VAE_CORE_COMMIT", "a" * 40)
+    assert records.commit() == "a" * 40
+    monkeypatch.delenv("VAE_CORE_COMMIT")
+    assert records.commit() != "a" * 40
+
+
+# What goes together
+
+
+CONTRADICTIONS = [
+    ("digits-d2", dict(num_samples=5, beta=2.0), "num_samples"),
+    ("digits-d2", dict(num_samples=5, kl_warm_up=0.5), "num_samples"),
+    ("digits-d2", dict(dequantise=True, binarise=True), "dequantise"),
+    ("digits-d2", dict(dequantise=True, binarise_once=True), "dequantise"),
+    ("digits-d2", dict(binarise_once=True), "binarise_once"),
+    ("saleh-robustness-autoencoder-k2-n0", dict(beta=2.0), "auto-encoder"),
+    ("saleh-robustness-autoencoder-k2-n0", dict(kl_warm_up=0.5), "auto-encoder"),
+    ("saleh-robustness-autoencoder-k2-n0", dict(num_samples=5), "auto-encoder"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "word"), CONTRADICTIONS)
+def test_settings_of_which_one_would_be_ignored_are_refused_in_one_sentence(name, changes, word):
+    experiment = replace(catalogue.find(name), **changes)
+    with pytest.raises(ValueError, match=f"the experiment {name} asks for .*{word}") as caught:
+        setups.objective_of(experiment, experiment.network())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_contradiction_is_refused_before_anything_is_trained(two_experiments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(two_experiments, "small", replace(two_experiments["small"], num_samples=5, beta=2.0))
+    assert_one_error(run(tmp_path, name="small"), capsys, "small", "num_samples")
+    assert names_in(tmp_path) == []
+
+
+def value_of(objective, *arguments) -> torch.Tensor:
+    torch.manual_seed(0)
+    result = objective(*arguments)
+    return result[0] if isinstance(result, tuple) else result
+
+
+def test_warm_up_beta_and_binary_images_go_together():
+    experiment = replace(catalogue.find("digits-d2"), kl_warm_up=0.5, beta=3.0, binarise=True)
+    model, x = setups.build(experiment, 0).eval(), torch.rand(9, 1, 8, 8)
+    objective, anneal = setups.objective_of(experiment, model)
+    assert [anneal(progress) for progress in (0.0, 0.25, 0.5, 1.0)] == [0.0, 1.5, 3.0, 3.0]
+    weight = torch.tensor(1.7)
+    expected = value_of(lambda m, images: beta_elbo_terms(m, torch.bernoulli(images), weight), model, x)
+    assert torch.equal(value_of(objective, model, x, weight), expected)
+
+
+@pytest.mark.parametrize("changes", [dict(beta=2.0), dict(num_samples=5), dict(binarise=True), dict(kl_warm_up=0.5)])
+def test_a_conditional_model_takes_the_settings_of_the_others(changes):
+    model = mlp_conditional_vae((1, 8, 8), 2, 10, hidden=(7,), batch_norm=False)
+    experiment, x, y = replace(catalogue.find("digits-d2"), **changes), torch.rand(9, 1, 8, 8), torch.eye(10)[:9]
+    further = (torch.tensor(0.3),) if "kl_warm_up" in changes else ()
+    plain = setups.objective_of(experiment, mlp_vae((1, 8, 8), 2, hidden=(7,)))[0]
+    objective, _ = setups.objective_of(experiment, model)
+    assert torch.equal(value_of(objective, model, x, y, *further), value_of(plain, model.given(y), x, *further))
+
+
+def test_an_auto_encoder_can_be_trained_on_binary_images():
+    experiment = replace(catalogue.find("saleh-robustness-autoencoder-k2-n0"), binarise=True)
+    model, x = setups.build(experiment, 0), torch.rand(4, 1, 28, 28)
+    objective, _ = setups.objective_of(experiment, model)
+    expected = value_of(lambda m, images: code_log_likelihood(m, torch.bernoulli(images)), model, x)
+    assert torch.equal(value_of(objective, model, x), expected)
 
 
 # Weights

@@ -26,6 +26,7 @@ Where things are (a file imports only from files above it):
 `widgets`            sliders for notebooks, decoded by the kernel: any decoder
 `explorer`           the latent explorer, decoded in the reader's browser: dense decoders
 `flipbook`           sliders over pictures drawn beforehand: anything, with no kernel
+`residual`           a residual convolutional VAE for a GPU
 `catalogue`          the named experiments: what each trains, on what
 `records`            what a run leaves behind: records and weights
 `setups`             what a named experiment is made of: model, images, objective

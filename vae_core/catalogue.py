@@ -272,7 +272,7 @@ def _residual() -> Iterator[Experiment]:
     logistic: dict[str, Any] = dict(likelihood="discretized_logistic")
     source, cnn = "this book, chapter 12: a proper likelihood", dict(network="conv_vae", latent_dim=256)
     yield Experiment("bits-cifar10-cnn", source, "cifar10", 25, 723, cnn | logistic, THESIS, (0, 1))
-    training = dict(batch_size=128, learning_rate=2e-3, schedule="one-cycle")
+    training = dict(batch_size=128, learning_rate=3e-3, schedule="one-cycle")
     network = dict(network="residual_vae") | logistic
     for dataset in ("cifar10", "svhn"):
         for ending, precision in (("", "float32"), ("-bf16", "bfloat16")):

@@ -209,7 +209,7 @@ def _keep_weights(experiment: Experiment, model: Autoencoder, epochs: int, seed:
     if experiment.weights and (epochs, seed) == (experiment.epochs, experiment.seed):
         kept["weights_sha256"] = save_weights(model, path.with_suffix(".safetensors"))
     if experiment.snapshots and epochs == experiment.epochs:
-        files = {epoch: snapshot_path(path, epoch) for epoch in experiment.snapshots}
+        files = {epoch: snapshot_path(path, epoch) for epoch in experiment.snapshots if epoch <= epochs}
         kept["snapshots_sha256"] = {str(k): hashlib.sha256(file.read_bytes()).hexdigest() for k, file in files.items()}
     return kept
 
