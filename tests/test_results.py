@@ -1,13 +1,16 @@
 """The committed records: complete, made by a clean commit of the present definition, and right."""
 
+import hashlib
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 
 import explorer_codes
 import pytest
 import torch
+from safetensors.torch import load as load_tensors
 
 from vae_core import setups
 from vae_core.catalogue import find
@@ -17,13 +20,15 @@ from vae_core.explorer import EncodedImages
 from vae_core.records import default_out, load_trained, record_path
 from vae_core.setups import conditions, prepare
 
-NOT_TRAINED = ("bench-", "linear-", "measured-", "factors")  # tests/test_linear_mnist.py, tests/test_measurements.py
+NOT_TRAINED = ("bench-", "gpu-", "linear-", "measured-", "factors")  # they have tests of their own
 RECORDS = sorted(path for path in default_out().glob("*.json") if not path.name.startswith(NOT_TRAINED))
 WEIGHTS = sorted(
     path
     for path in default_out().glob("*.safetensors")
     if not path.name.startswith(NOT_TRAINED) and ".codes" not in path.suffixes
 )
+SNAPSHOTS = [path for path in WEIGHTS if re.search(r"-e\d+$", path.stem) and not path.with_suffix(".json").exists()]
+WEIGHTS = [path for path in WEIGHTS if path not in SNAPSHOTS]
 ORACLE = Path(__file__).with_name("thesis_oracle.jsonl")
 
 
@@ -76,8 +81,23 @@ def test_recorded_weights_give_the_recorded_figures_on_the_real_test_set(path, d
         assert figures[figure] == pytest.approx(record["test"][figure], abs=0.1)
 
 
+@pytest.mark.parametrize("path", SNAPSHOTS, ids=lambda path: path.stem)
+def test_weights_kept_on_the_way_give_the_test_loss_of_their_epoch(path, data_root, float32):
+    stem, epoch = re.fullmatch(r"(.*)-e(\d+)", path.stem).groups()
+    content, record = path.read_bytes(), read(path.with_name(f"{stem}.json"))
+    assert hashlib.sha256(content).hexdigest() == record["snapshots_sha256"][epoch]
+    experiment = find(record["name"])
+    model, dataset = (
+        setups.build(experiment, 0),
+        prepare(experiment, load(experiment.dataset, data_root), record["seed"]),
+    )
+    model.load_state_dict(load_tensors(content))
+    figures = evaluate(model, setups.test_images(experiment, dataset, record["seed"]), seed=record["seed"])
+    assert figures["loss"] == pytest.approx(record["history"][int(epoch) - 1]["test_loss"], abs=0.1)
+
+
 def test_all_recorded_weights_together_are_small():
-    assert sum(path.stat().st_size for path in WEIGHTS) < 25e6
+    assert sum(path.stat().st_size for path in (*WEIGHTS, *SNAPSHOTS)) < 25e6
 
 
 def test_the_thesis_network_reaches_what_the_independent_oracle_reaches():
