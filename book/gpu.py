@@ -593,7 +593,7 @@ def part_of(plan: Plan, part: str, function: Callable[[], dict]) -> None:
 
 
 def run_all(plan: Plan, parts: Sequence[str], mps: bool) -> None:
-    if in_child(first_steps, plan, seconds=90) != 0 and plan.device == "cuda":
+    if in_child(first_steps, plan, seconds=150) == 1 and plan.device == "cuda":
         plan = replace(plan, eager=True)
         print("a captured step does not train here; going on without graphs", flush=True)
     if "tests" in parts:
