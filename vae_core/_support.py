@@ -71,7 +71,8 @@ def _constraint_of_a_value(distribution: Distribution, x: Tensor) -> Constraint 
 def _inside(constraint: Constraint, values: Tensor) -> Tensor:
     values = values if values.is_floating_point() else values.to(torch.get_default_dtype())
     finite = values.isfinite()
-    return constraint.check(values) & (finite.all(-1) if constraint.event_dim else finite)
+    inside: Tensor = constraint.check(values)
+    return inside & (finite.all(-1) if constraint.event_dim else finite)
 
 
 def _ends_inside(constraint: Constraint, x: Tensor) -> bool:

@@ -125,7 +125,7 @@ def test_a_grid_of_codes_is_decoded_by_convolutions_as_its_rows_are():
     [
         ((1, 8, 8), 0, ["latent_dim must be a positive integer", "got 0"]),
         ((1, 8, 8), 2.5, ["latent_dim must be a positive integer", "got 2.5"]),
-        ((8, 8), 2, ["input_shape must be (C, H, W)", "(8, 8)"]),
+        ((8, 0, 8), 2, ["input_shape must be", "(C, H, W)", "got (8, 0, 8)"]),
     ],
 )
 def test_builders_say_what_is_wrong(build, shape, latent_dim, words):

@@ -95,11 +95,19 @@ def test_mlp_says_what_is_wrong(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(input_shape=(28, 28), latent_dim=2), r"input_shape must be \(C, H, W\)"),
-        (dict(input_shape=(1, 0, 4), latent_dim=2), r"input_shape must be \(C, H, W\)"),
+        (dict(input_shape=(), latent_dim=2), r"input_shape must be .*\(C, H, W\) or \(D,\), got \(\)"),
+        (dict(input_shape=5, latent_dim=2), r"input_shape must be .*\(C, H, W\) or \(D,\), got 5"),
+        (dict(input_shape=(1, 0, 4), latent_dim=2), r"input_shape must be .*, got \(1, 0, 4\)"),
+        (dict(input_shape=(2.5,), latent_dim=2), r"input_shape must be .*, got \(2.5,\)"),
+        (dict(input_shape="ab", latent_dim=2), r"input_shape must be .*, got 'ab'"),
         (dict(input_shape=(1, 4, 4), latent_dim=0), "latent_dim must be a positive integer, got 0"),
-        (dict(input_shape=(1, 4, 4), latent_dim=2, hidden=()), "hidden must name at least one width"),
+        (dict(input_shape=(1, 4, 4), latent_dim=2, hidden=()), r"hidden must be at least one positive width, got \(\)"),
+        (dict(input_shape=(1, 4, 4), latent_dim=2, hidden=128), "hidden must be at least one positive width, got 128"),
+        (dict(input_shape=(1, 4, 4), latent_dim=2, hidden=(8, 0)), "hidden must be at least one positive width"),
+        (dict(input_shape=(1, 4, 4), latent_dim=True), "latent_dim must be a positive integer, got True"),
+        (dict(input_shape=(1, 4, 4), latent_dim="2"), "latent_dim must be a positive integer, got '2'"),
         (dict(input_shape=(1, 4, 4), latent_dim=2, likelihood="x"), "likelihood must be"),
+        (dict(input_shape=(1, 4, 4), latent_dim=2, likelihood=["bernoulli"]), "likelihood must be"),
     ],
 )
 def test_mlp_vae_says_what_is_wrong(arguments, message):
