@@ -10,6 +10,7 @@ The flat core (a file imports only from files above it, and never from the two f
 `_support`             whether data lie in the support of p(x|z)
 `likelihoods`          from a decoder's output to p(x|z)
 `networks`             bare maps: `mlp`, `conv_encoder`, `conv_decoder`
+`_model_files`         what `models.save` and `models.load` write and read
 `models`               `VAE`, `ConditionalVAE` and `Autoencoder`, and the functions that build them
 `objectives`           `elbo`, `iwae_bound`, `log_weights`: one value per datum, nats, maximised
 `gradients`            estimators of a gradient under the expectation: `score_function`, `pathwise`, ...

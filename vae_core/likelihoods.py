@@ -113,7 +113,8 @@ def gaussian(mean: Tensor, sigma: float | Tensor = 1.0, event_dims: int = IMAGE_
         raise ValueError(f"sigma must be positive, got {least:g}")
     # a number is filled in on the device: no CUDA graph can copy it there
     width = mean.new_full((), sigma) if isinstance(sigma, Real) else torch.as_tensor(sigma).to(mean)
-    if any(size not in (1, wanted) for size, wanted in zip(width.shape[::-1], mean.shape[::-1], strict=False)):
+    sizes = zip(width.shape[::-1], mean.shape[::-1], strict=False)
+    if width.dim() > mean.dim() or any(size not in (1, wanted) for size, wanted in sizes):
         raise ValueError(f"sigma must broadcast to one datum, {tuple(mean.shape)}, got shape {tuple(width.shape)}")
     return _independent(Normal(mean, width.expand_as(mean), validate_args=False), event_dims)
 
@@ -278,8 +279,14 @@ def to_config(likelihood: str | Likelihood) -> dict[str, Any]:
     names = [name for name, known in LIKELIHOODS.items() if base in (name, known) or type(base) is known]
     if not names or not all(isinstance(value, Real) for value in options.values()):
         known = f"one of {sorted(LIKELIHOODS)}, categorical(n), or a partial of these with numbers as options"
-        raise ValueError(f"likelihood must be {known} to be written to a file, got {likelihood!r}")
+        raise ValueError(f"likelihood must be {known} to be saved, got {_name(likelihood)}")
     return {"name": names[0], **{name: as_int(value) for name, value in options.items()}}
+
+
+def _name(likelihood: Any) -> str:
+    return (
+        repr(likelihood) if isinstance(likelihood, str) else getattr(likelihood, "__name__", type(likelihood).__name__)
+    )
 
 
 def from_config(config: dict[str, Any]) -> str | Likelihood:

@@ -368,7 +368,7 @@ def load(path: str | Path) -> Autoencoder:
     config, tensors = _model_files.read(Path(path))
     try:
         model = _rebuilt(config)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} describes a model that this vae_core cannot build ({error})") from error
     if {k: v.shape for k, v in model.state_dict().items()} != {k: v.shape for k, v in tensors.items()}:
         raise ValueError(f"{path} holds other weights than those of the {config['function']} that it describes")

@@ -59,7 +59,7 @@ def conv_encoder(input_shape: Sequence[int], channels: Sequence[int] = (32, 64, 
     """
     feature_map(input_shape, channels)  # raises an error where a step cannot halve
     layers: list[nn.Module] = []
-    for n_in, n_out in pairwise((input_shape[0], *channels)):
+    for n_in, n_out in pairwise(map(int, (input_shape[0], *channels))):
         layers += [nn.Conv2d(n_in, n_out, 4, 2, 1), nn.BatchNorm2d(n_out), nn.ReLU()]
     return nn.Sequential(*layers, nn.Flatten())
 
@@ -82,11 +82,12 @@ def conv_decoder(
 
     Source: Chen Table 4.2, listing A.1.
     """
-    smallest = feature_map(output_shape, channels[::-1])
+    widths = positive_integers("channels", channels, "at least one positive integer")
+    smallest = feature_map(output_shape, widths[::-1])
     layers: list[nn.Module] = [*mlp((latent_dim, prod(smallest))), nn.Unflatten(1, smallest)]
-    for n_in, n_out in pairwise(channels):
+    for n_in, n_out in pairwise(widths):
         layers += [nn.ConvTranspose2d(n_in, n_out, 4, 2, 1), nn.BatchNorm2d(n_out), nn.ReLU()]
-    return nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], output_shape[0], 4, 2, 1))
+    return nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], output_shape[0], 4, 2, 1))
 
 
 def feature_map(input_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:

@@ -57,7 +57,8 @@ class ContinuousBernoulli(Distribution):
         square = self.logits.square()
         series = log(2) + square / 12 - 7 * square.square() / 1440
         constant = torch.where(self._small, series, torch.log(self._safe / torch.tanh(self._safe / 2)))
-        return x * self.logits - softplus(self.logits) + constant
+        cross_entropy = x * softplus(-self.logits) + (1 - x) * softplus(self.logits)  # no large difference
+        return constant - cross_entropy
 
     @property
     def mean(self) -> Tensor:
@@ -169,7 +170,9 @@ class DiscretizedLogistic(_Levels):
         """E[x] (..., *event) = the mean of P(x > edge) over the L − 1 edges between levels; in bounded memory."""
         values = CHUNK // self.num_levels
         parts = zip(self.location.flatten().split(values), self.scale.flatten().split(values), strict=True)
-        means = [checkpoint(self._chunk_of_mean, *part, use_reentrant=False) for part in parts]
+        means = [
+            checkpoint(self._chunk_of_mean, *part, use_reentrant=False, preserve_rng_state=False) for part in parts
+        ]
         return torch.cat(means).reshape(self.location.shape) if means else self.location
 
     def _chunk_of_mean(self, location: Tensor, scale: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """The conditional model: what it is told, whom it tells, and that the loop hands every image its own condition."""
 
+import numpy as np
 import pytest
 import torch
+from checks import refused
 from torch.nn.functional import one_hot
 
 from vae_core.data import load
@@ -64,7 +66,47 @@ def test_another_condition_is_refused(model, y):
         model.given(y)
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.0])
+@pytest.mark.parametrize(
+    ("y", "cure"),
+    [
+        (torch.tensor([0, 2, 1]), "one_hot(y, 3).float()"),
+        (torch.tensor([0, 2, 1, 1]), "one_hot(y, 3).float()"),
+        (torch.tensor([0.0, 2.0]), "one_hot(y, 3).float()"),
+        (torch.tensor(2), "one_hot(y, 3).float()"),
+        ([0, 1], "one_hot(y, 3).float()"),
+        (torch.eye(3, dtype=torch.int64), "use y.float()"),
+        (torch.eye(3) > 0, "use y.float()"),
+        (np.eye(4)[:2], "got torch.float64 (2, 4)"),
+    ],
+)
+def test_given_says_how_to_make_conditions_of_labels(model, y, cure):
+    with refused(ValueError, "y must be float conditions of shape (B, 3) or (3,)", cure):
+        model.given(y)
+
+
+def test_given_takes_arrays_and_lists(model):
+    z, expected = torch.randn(2, 2), model.given(labels(2, 0)).decode(torch.ones(2, 2))
+    for y in (np.eye(3)[[2, 0]], [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]):
+        assert torch.equal(model.given(y).decode(torch.ones_like(z)), expected)
+
+
+def test_sample_under_a_condition_for_each_datum_draws_one_for_each(model):
+    view = model.given(labels(0, 1, 2))
+    assert view.sample(3).shape == (3, *SHAPE)
+    for count in (1, 2, 6):
+        with refused(ValueError, "the condition is that of 3 data", f"got ({count},)", "give each batch its own y"):
+            view.sample(count)
+
+
+def test_given_rows_of_a_table():
+    model, x = mlp_conditional_vae((5,), 2, 3, hidden=(7,), likelihood="gaussian"), torch.randn(4, 5)
+    view = model.given(labels(0, 1, 2, 0))
+    assert view.posterior(x).batch_shape == (4,)
+    assert view.likelihood(torch.zeros(6, 4, 2)).event_shape == (5,)
+    assert elbo(view, x, 6).shape == (4,)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, "3"])
 def test_a_condition_without_numbers_is_refused(size):
     with pytest.raises(ValueError, match="condition_dim must be a positive integer"):
         mlp_conditional_vae(SHAPE, 2, size)

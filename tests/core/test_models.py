@@ -1,18 +1,23 @@
 """Likelihoods, networks and models: densities that are densities, shapes, and the story they tell."""
 
 import math
+from functools import partial
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
+from checks import refused
 from torch import nn
-from torch.distributions import Normal
+from torch.distributions import Independent, Normal
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from vae_core.distributions import standard_normal
-from vae_core.likelihoods import bernoulli, gaussian, resolve
-from vae_core.models import mlp_vae
+from vae_core.likelihoods import LIKELIHOODS, bernoulli, categorical, check_support, gaussian, resolve
+from vae_core.models import VAE, conv_vae, mlp_autoencoder, mlp_conditional_vae, mlp_vae
 from vae_core.networks import mlp
+from vae_core.objectives import elbo_terms
+from vae_core.training import fit
 
 BINARY = torch.tensor(list(product([0.0, 1.0], repeat=4)), dtype=torch.float64).reshape(16, 1, 2, 2)
 
@@ -201,3 +206,183 @@ def test_the_likelihood_of_a_standard_decoder_matches_its_normal_density():
     model, z, x = small(likelihood="gaussian"), torch.randn(3, 1), torch.rand(3, 1, 2, 2)
     mean = model.decoder(z).reshape(3, 1, 2, 2)
     assert torch.allclose(model.likelihood(z).log_prob(x), Normal(mean, 1.0).log_prob(x).sum((1, 2, 3)), atol=1e-12)
+
+
+# Any rank of data
+
+RANKS = {"a row": (5,), "a sequence": (3, 4), "an image": (1, 2, 3), "a video": (2, 1, 3, 2)}
+EVERY = {**{name: name for name in LIKELIHOODS}, "categorical": categorical(3)}
+
+
+@pytest.mark.parametrize("shape", RANKS.values(), ids=RANKS)
+@pytest.mark.parametrize("likelihood", EVERY.values(), ids=EVERY)
+@pytest.mark.parametrize("build", [mlp_vae, mlp_autoencoder])
+def test_dense_models_take_data_of_any_rank_with_any_likelihood(build, likelihood, shape):
+    model, x = build(shape, 2, hidden=(7,), likelihood=likelihood), torch.randint(0, 2, (4, *shape)).double()
+    p = model.likelihood(torch.randn(3, 4, 2))
+    assert (p.batch_shape, p.event_shape) == ((3, 4), shape)
+    assert p.log_prob(x).shape == (3, 4)
+    check_support(p, x)
+    assert model.reconstruct(x).shape == model.decode(torch.zeros(4, 2)).shape == x.shape
+    if build is mlp_vae:
+        assert model.sample(6).shape == (6, *shape)
+
+
+@pytest.mark.parametrize("likelihood", EVERY.values(), ids=EVERY)
+def test_mlp_vae_of_rows_is_that_of_images_of_one_pixel_row(likelihood):
+    """The same weights and numbers, whatever the shape they are given."""
+    models = []
+    for shape in ((6,), (1, 2, 3)):
+        torch.manual_seed(1)
+        models.append(mlp_vae(shape, 2, hidden=(7,), likelihood=likelihood).eval())
+    x, z = torch.randint(0, 2, (4, 6)).double(), torch.randn(4, 2)
+    rows, images = (model.likelihood(z).log_prob(x.reshape(4, *model.input_shape)) for model in models)
+    assert torch.equal(rows, images)
+    assert torch.equal(models[0].encode(x), models[1].encode(x.reshape(4, 1, 2, 3)))
+
+
+def test_mlp_vae_trains_on_standardised_columns():
+    x = torch.randn(400, 2) @ torch.randn(2, 5) + 0.3 * torch.randn(400, 5)
+    x = (x - x.mean(0)) / x.std(0)
+    model = mlp_vae((5,), 2, hidden=(20,), likelihood="shared_gaussian")
+    history = fit(model, x, elbo_terms, epochs=30, learning_rate=1e-2, progress=False)
+    assert history[-1]["loss"] < 5 * 0.5 * math.log(2 * math.pi * math.e) - 0.5  # of independent columns
+    assert model.output_distribution.log_variance < 0
+
+
+def test_likelihood_takes_a_users_callable_for_rows_as_it_is():
+    model = mlp_vae((5,), 2, hidden=(7,), likelihood=lambda mean: Independent(Normal(mean, 1.0), 1))
+    assert model.likelihood(torch.zeros(3, 2)).event_shape == (5,)
+    option = mlp_vae((5,), 2, hidden=(7,), likelihood=partial(gaussian, sigma=0.3))
+    assert option.likelihood(torch.zeros(3, 2)).event_shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "words"),
+    [
+        (lambda mean: Normal(mean, 1.0), ["event shape (5,), got ()"]),
+        (lambda mean: Independent(Normal(mean, 1.0), 2), ["event shape (5,), got (3, 5)"]),
+    ],
+)
+def test_likelihood_refuses_a_callable_that_returns_another_event_shape(likelihood, words):
+    with refused(ValueError, "the likelihood must have the", *words):
+        mlp_vae((5,), 2, hidden=(7,), likelihood=likelihood).likelihood(torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "x", "words"),
+    [
+        ((5,), torch.zeros(3, 4), ["x must be float data of shape (B, 5)", "float32 (3, 4)"]),
+        ((5,), torch.zeros(5), ["(B, 5)", "(5,)", "x[None]"]),
+        ((1, 2, 2), torch.zeros(1, 2, 2), ["x must be float images of shape (B, 1, 2, 2)", "x[None]"]),
+        ((1, 2, 2), torch.zeros(3, 2, 2), ["(B, 1, 2, 2)", "(3, 2, 2)"]),
+        ((1, 2, 2), torch.zeros(3, 1, 2, 2, dtype=torch.uint8), ["uint8", "unit_interval(x) divides bytes by 255"]),
+        ((1, 2, 2), torch.zeros(3, 1, 2, 2, dtype=torch.complex64), ["complex64"]),
+    ],
+)
+def test_posterior_refuses_data_of_another_shape_or_dtype_with_a_cure(shape, x, words):
+    with refused(ValueError, *words):
+        mlp_vae(shape, 2, hidden=(7,)).posterior(x)
+
+
+def test_posterior_refuses_what_is_no_tensor():
+    with refused(TypeError, "x must be a tensor, got ndarray", "torch.as_tensor(x)"):
+        small().posterior(np.zeros((3, 1, 2, 2)))
+
+
+# forward, sample, decode, reconstruct
+
+
+def fresh(build=mlp_vae, **options):
+    """A model as it is built: in training mode, with batch norm."""
+    return build((1, 4, 4), 2, **options)
+
+
+BUILT = {
+    "dense": lambda: fresh(hidden=(7,)),
+    "convolutional": lambda: fresh(conv_vae, channels=(4, 3)),
+    "conditional": lambda: fresh(mlp_conditional_vae, condition_dim=3, hidden=(7,)).given(torch.eye(3)[0]),
+}
+
+
+@pytest.mark.parametrize("build", BUILT.values(), ids=BUILT)
+def test_forward_is_the_posterior_and_of_an_autoencoder_the_code(build):
+    model, x = build().eval(), torch.rand(3, 1, 4, 4)
+    assert torch.equal(model(x).mean, model.posterior(x).mean)
+    assert torch.equal(model(x).stddev, model.posterior(x).stddev)
+    autoencoder = fresh(mlp_autoencoder, hidden=(7,)).eval()
+    assert torch.equal(autoencoder(x), autoencoder.encode(x))
+
+
+def test_forward_of_an_autoencoder_can_be_exported():
+    model, x = fresh(mlp_autoencoder, hidden=(7,)).eval(), torch.rand(3, 1, 4, 4)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("build", BUILT.values(), ids=BUILT)
+def test_sample_decode_and_reconstruct_work_on_a_fresh_model_and_change_nothing(build, training):
+    model, x = build().train(training), torch.rand(1, 1, 4, 4)
+    model.decoder.eval()  # a mode of its own
+    state, modes = {k: v.clone() for k, v in model.state_dict().items()}, [m.training for m in model.modules()]
+    for drawn in (model.sample(1), model.sample(5), model.decode(torch.zeros(1, 2)), model.reconstruct(x)):
+        assert drawn.shape[1:] == (1, 4, 4)
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    torch.manual_seed(3)
+    first = model.sample(4)
+    torch.manual_seed(3)
+    assert torch.equal(first, model.eval().sample(4))
+    assert torch.equal(model.train().decode(torch.ones(1, 2)), model.eval().decode(torch.ones(1, 2)))
+
+
+def test_decode_takes_arrays_lists_and_another_precision():
+    model, z = small().float(), [[0.5], [1.0]]
+    expected = model.decode(torch.tensor(z, dtype=torch.float32))
+    for codes in (z, np.array(z), np.array(z, dtype=np.float32), torch.tensor(z), torch.tensor(z).half()):
+        assert torch.equal(model.decode(codes), expected)
+
+
+@pytest.mark.parametrize("z", [torch.zeros(5, 2), torch.zeros(2), torch.tensor(0.0), np.zeros((3, 4))])
+def test_decode_refuses_codes_of_another_dimension(z):
+    with refused(ValueError, "z must end in the latent dimension 1, got shape"):
+        small().decode(z)
+
+
+@pytest.mark.parametrize("ask", ["encode", "posterior", "likelihood"])
+def test_batch_norm_in_training_mode_refuses_a_batch_of_one_in_a_sentence(ask):
+    model = fresh(hidden=(7,))
+    one = torch.zeros(1, 2) if ask == "likelihood" else torch.zeros(1, 1, 4, 4)
+    with refused(ValueError, "batch norm in training mode needs at least two data", "got 1", "model.eval()"):
+        getattr(model, ask)(one)
+    assert getattr(model.eval(), ask)(one) is not None
+    assert getattr(fresh(hidden=(7,), batch_norm=False), ask)(one) is not None
+
+
+def test_an_error_of_a_users_network_is_not_renamed():
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match=r"^mine$"):
+        VAE(Fails(), nn.Linear(2, 4), 3, 2, (1, 2, 2)).posterior(torch.zeros(3, 1, 2, 2))
+
+
+@pytest.mark.parametrize("count", [np.int64(3), np.int32(3), 3])
+def test_sample_takes_numpys_integers(count):
+    assert small().sample(count).shape == (3, 1, 2, 2)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, True, "3", None])
+def test_sample_refuses_what_is_no_positive_integer(count):
+    with refused(ValueError, "num_samples must be a positive integer", repr(count)):
+        small().sample(count)
+
+
+@pytest.mark.parametrize("build", [mlp_vae, mlp_autoencoder, conv_vae])
+def test_builders_take_numpys_integers(build):
+    widths = dict(channels=np.array([4, 3])) if build is conv_vae else dict(hidden=np.array([5]))
+    model = build(np.array([1, 4, 4]), np.int64(2), **{k: tuple(v) for k, v in widths.items()})
+    assert model.encode(torch.rand(3, 1, 4, 4)).shape == (3, 2)
+    assert type(model.latent_dim) is int

@@ -115,15 +115,16 @@ def encode(shape, channels):
 
 
 def decode(shape, channels):
-    return conv_decoder(2, shape, tuple(reversed(channels)))
+    return conv_decoder(2, shape, channels[::-1] if isinstance(channels, tuple) else channels)
 
 
 @pytest.mark.parametrize("build", [encode, decode, feature_map])
 @pytest.mark.parametrize(
     ("shape", "channels", "words"),
     [
-        ((1, 28, 28), (32, 64, 128), ["3 halvings", "8 divides", "28 and 28"]),  # 28 = 4·7, E-C22
-        ((3, 32, 30), (8, 8), ["2 halvings", "4 divides", "32 and 30"]),
+        ((1, 28, 28), (32, 64, 128), ["3 halvings", "8 divides", "28 and 28", "channels=(32, 64)"]),  # 28 = 4·7, E-C22
+        ((3, 32, 30), (8, 8), ["2 halvings", "4 divides", "32 and 30", "channels=(8,)"]),
+        ((1, 7, 28), (8, 8), ["2 halvings", "7 and 28", "resize the images"]),
         ((3, 30, 32), (8, 8), ["2 halvings", "4 divides", "30 and 32"]),
         ((3, 2, 2), (8, 8), ["2 halvings", "4 divides", "2 and 2"]),
         ((3, 32, 32), (), ["channels must be at least one positive integer", "got ()"]),
@@ -132,6 +133,11 @@ def decode(shape, channels):
         ((1, 3, 32, 32), (8,), ["input_shape must be (C, H, W)", "got (1, 3, 32, 32)"]),
         ((), (8,), ["input_shape must be (C, H, W)", "got ()"]),
         ((0, 32, 32), (8,), ["input_shape must be (C, H, W)", "got (0, 32, 32)"]),
+        ((3, 32.0, 32), (8,), ["input_shape must be (C, H, W)", "got (3, 32.0, 32)"]),
+        ((3, 32, 32), 8, ["channels must be at least one positive integer", "got 8"]),
+        ((3, 32, 32), (8, True), ["channels must be at least one positive integer", "True"]),
+        ((3, 32, 32), (8.0,), ["channels must be at least one positive integer", "8.0"]),
+        (32, (8,), ["input_shape must be (C, H, W)", "got 32"]),
         ((3, -32, 32), (8,), ["input_shape must be (C, H, W)", "got (3, -32, 32)"]),
     ],
 )
