@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from vae_core import _model_files, likelihoods
+from vae_core._tensors import as_tensor
 from vae_core.distributions import diagonal_normal, standard_normal
 from vae_core.networks import conv_decoder, conv_encoder, feature_map, mlp, positive_integers, validate_images
-from vae_core.runtime import as_int, evaluation_mode
+from vae_core.runtime import as_int, evaluation_mode, positive_int
 
 Arguments = ParamSpec("Arguments")
 Model = TypeVar("Model", bound="Autoencoder")
@@ -79,10 +80,11 @@ class Autoencoder(nn.Module):
         """Return p(x|z), the decoder: z (..., d) -> batch (...), event (*event). Arrays are taken as well.
 
         Raises:
+            TypeError: z holds no real numbers, or a mask.
             ValueError: z has another dimension, batch norm in training mode meets one code, or the likelihood returns
                 another event shape than one datum's.
         """
-        z = torch.as_tensor(z).to(self.mean.weight)
+        z = (z if isinstance(z, Tensor) else as_tensor(z, "z")).to(self.mean.weight)
         if z.shape[-1:] != (self.latent_dim,):
             raise ValueError(f"z must end in the latent dimension {self.latent_dim}, got shape {tuple(z.shape)}")
         codes = self._decoder_input(z)
@@ -157,7 +159,7 @@ class VAE(Autoencoder):
         Source: Chen §2.2.
         """
         with evaluation_mode(self):
-            z = self.prior.sample(torch.Size([_positive_integer("num_samples", num_samples)]))
+            z = self.prior.sample(torch.Size([positive_int("num_samples", num_samples)]))
             return self.likelihood(z).sample()
 
 
@@ -191,7 +193,7 @@ class ConditionalVAE(VAE):
         Raises:
             ValueError: y has another shape or dtype; labels must be one-hot.
         """
-        y, c = torch.as_tensor(y), self.condition_dim
+        y, c = y if isinstance(y, Tensor) else as_tensor(y, "y"), self.condition_dim
         if y.dim() not in (1, 2) or y.shape[-1] != c or not y.is_floating_point():
             labels = f"; make labels one-hot: torch.nn.functional.one_hot(y, {c}).float()"
             cure = labels if y.dim() < 2 else "; use y.float()" if y.shape[-1] == c else ""
@@ -297,7 +299,7 @@ def mlp_conditional_vae(
     Raises:
         ValueError: As `mlp_vae` does, or `condition_dim` is no positive integer.
     """
-    d, c = _positive_integer("latent_dim", latent_dim), _positive_integer("condition_dim", condition_dim)
+    d, c = positive_int("latent_dim", latent_dim), positive_int("condition_dim", condition_dim)
     _, decoder = _dense(input_shape, d + c, hidden, activation, batch_norm, likelihood)
     encoder = mlp((prod(input_shape) + (0 if blind else c), *hidden), None, activation, batch_norm)
     sizes = (hidden[-1], d, input_shape, likelihood)
@@ -324,7 +326,7 @@ def conv_vae(
 
     Source: Chen Table 4.2, listing A.1 (`VAE_CNN`).
     """
-    d, encoder = _positive_integer("latent_dim", latent_dim), conv_encoder(input_shape, channels)
+    d, encoder = positive_int("latent_dim", latent_dim), conv_encoder(input_shape, channels)
     outputs = input_shape[0] * likelihoods.parameters_per_dimension(likelihoods.resolve(likelihood))
     decoder = conv_decoder(d, (outputs, *input_shape[1:]), channels[::-1])
     return VAE(encoder, decoder, prod(feature_map(input_shape, channels)), d, input_shape, likelihood)
@@ -393,19 +395,12 @@ def _dense(
     likelihood: str | likelihoods.Likelihood,
 ) -> tuple[nn.Sequential, nn.Sequential]:
     """Return the encoder D-hidden and the decoder d-reversed hidden-P·D of the dense models."""
-    d = _positive_integer("latent_dim", latent_dim)
+    d = positive_int("latent_dim", latent_dim)
     size = prod(positive_integers("input_shape", input_shape, "the positive sizes of one datum, (C, H, W) or (D,)"))
     widths = positive_integers("hidden", hidden, "at least one positive width")
     encoder = nn.Sequential(nn.Flatten(), *mlp((size, *widths), None, activation, batch_norm))
     outputs = size * likelihoods.parameters_per_dimension(likelihoods.resolve(likelihood))
     return encoder, mlp((d, *widths[::-1]), outputs, activation, batch_norm)
-
-
-def _positive_integer(name: str, value: int) -> int:
-    number = as_int(value)
-    if type(number) is not int or number < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return number
 
 
 def _apply(network: nn.Module, batch: Tensor) -> Tensor:

@@ -12,9 +12,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from checks import refused
 from colorspacious import cspace_convert, deltaE
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
+from torchvision.utils import make_grid
 
 from vae_core import plots
 from vae_core.interactive.sliders import PAUSE, latent_grid, latent_sliders
@@ -341,6 +343,167 @@ def test_the_ticks_of_a_manifold_grid_stand_at_the_centres_of_their_cells(n, cha
         assert (cells[0], cells[-1]) == (0, n - 1)
 
 
+# What people have in place of arrays
+
+IMAGE = torch.rand(3, 1, 4, 4)
+FORMS = {
+    "a gradient": IMAGE.clone().requires_grad_(),
+    "an array": IMAGE.numpy(),
+    "half precision": IMAGE.bfloat16(),
+    "a list of tensors": list(IMAGE),
+    "lists": IMAGE.tolist(),
+    "bytes": (255 * IMAGE).byte(),
+    "bool": IMAGE > 0.5,
+    "a view": IMAGE.double().transpose(2, 3).contiguous().transpose(2, 3),
+}
+
+
+@pytest.mark.parametrize("images", FORMS.values(), ids=FORMS)
+def test_show_images_reconstructions_and_tile_take_every_form(images):
+    expected = IMAGE > 0.5 if images is FORMS["bool"] else IMAGE
+    drawn = plots.show_images(images, columns=3, gap=0).images[0].get_array()
+    assert np.allclose(drawn, plots.tile(expected, 3, gap=0), atol=1 / 255)
+    assert plots.reconstructions(images, images, ax=plt.figure().gca()).images[0].get_array().shape == (10, 15)
+
+
+def test_show_images_and_latent_scatter_take_what_a_model_returns():
+    model, x = untrained(latent_dim=2), torch.rand(5, 1, 8, 8)
+    assert plots.show_images(model.reconstruct(x), 5).has_data()
+    assert plots.show_images(model.likelihood(model.encode(x)).mean, 5).has_data()
+    assert plots.latent_scatter(model.encode(x), torch.arange(5), ax=plt.figure().gca()).has_data()
+    codes = torch.tensor(plots.grid_codes(3))
+    assert plots.manifold_grid(model.decode(codes), codes, ax=plt.figure().gca()).has_data()
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (1, 4, 6), (1, 1, 4, 6)])
+def test_show_images_takes_one_grey_image_of_any_rank(shape):
+    image = torch.rand(4, 6)
+    assert np.allclose(plots.show_images(image.reshape(shape), 1, gap=0).images[0].get_array(), image)
+
+
+def test_show_images_takes_one_colour_image():
+    image = torch.rand(3, 4, 6)
+    assert np.allclose(plots.show_images(image, 1, gap=0).images[0].get_array(), image.permute(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.zeros((5, 4, 6)), ["(N, C, H, W)", "got (5, 4, 6)", "images[:, None]"]),
+        (np.zeros((5, 4, 6, 3)), ["got (5, 4, 6, 3)", "transpose(0, 3, 1, 2)"]),
+        (np.zeros((5, 4, 2, 2)), ["1 or 3 channels", "got (5, 4, 2, 2)"]),
+        (np.zeros((0, 1, 2, 2)), ["N at least 1", "got (0, 1, 2, 2)"]),
+        (np.zeros(64), ["got (64,)"]),
+        (np.zeros((1, 1, 1, 1, 4, 4)), ["got (1, 1, 1, 1, 4, 4)"]),
+        (255.0 * IMAGE.round(), ["whole numbers up to 255", "divide by 255"]),
+        ((255 * IMAGE).long(), ["whole numbers up to", "divide by 255"]),
+        (torch.poisson(5 * IMAGE + 2), ["whole numbers up to", "largest count"]),
+    ],
+)
+def test_show_images_refuses_other_shapes_and_scales(images, words):
+    with refused(ValueError, "images must", *words):
+        plots.show_images(images, 2)
+
+
+@pytest.mark.parametrize("columns", [0, -1, 2.5, True])
+def test_show_images_refuses_columns_that_are_no_positive_integer(columns):
+    with refused(ValueError, "columns must be a positive integer", columns):
+        plots.show_images(IMAGE, columns)
+
+
+def test_show_images_leaves_masked_pixels_blank():
+    masked = np.ma.array(IMAGE.numpy(), mask=IMAGE.numpy() > 0.5)
+    drawn = plots.show_images(masked, 3, gap=0).images[0].get_array()
+    assert (drawn.mask == plots.tile(IMAGE > 0.5, 3, gap=0).astype(bool)).all()
+
+
+def test_tile_keeps_what_make_grid_of_torchvision_does_not():
+    """The same images in the same order; but torchvision turns grey into three channels and frames the whole."""
+    images = torch.rand(5, 1, 4, 6)
+    theirs = make_grid(images, nrow=3, padding=1, pad_value=float("nan")).numpy()
+    ours = plots.tile(images, 3)
+    assert theirs.shape == (3, *np.add(ours.shape, 1))
+    assert np.array_equal(theirs[0, 1:, 1:], ours, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((IMAGE, IMAGE[:2]), ["the shape of x", "(3, 1, 4, 4)", "(2, 1, 4, 4)"]),
+        ((IMAGE, torch.zeros(3, 3, 4, 4)), ["the shape of x", "(3, 3, 4, 4)"]),
+    ],
+)
+def test_reconstructions_refuse_images_of_another_shape(arguments, words):
+    with refused(ValueError, *words):
+        plots.reconstructions(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("images", "codes"),
+    [
+        (np.zeros((3, 1, 2, 2)), np.zeros((3, 2))),
+        (np.zeros((3, 1, 2, 2)), np.zeros((4, 2))),
+        (IMAGE[:1], np.zeros((1, 3))),
+    ],
+)
+def test_manifold_grid_refuses_what_is_no_square(images, codes):
+    with refused(ValueError, "codes must be (n·n, 2)"):
+        plots.manifold_grid(images, codes)
+
+
+def legend(ax) -> list[str]:
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("count", [11, 26, 100])
+def test_latent_scatter_tells_many_classes_apart(count):
+    y = torch.arange(count).repeat(3)
+    ax = plots.latent_scatter(torch.randn(3 * count, 2), y)
+    assert legend(ax) == [str(k) for k in range(count)]
+    assert len({to_hex(points.get_facecolor()[0]) for points in ax.collections}) == count
+
+
+def test_latent_scatter_takes_names_in_the_labels_or_beside_them():
+    z, names = torch.randn(4, 2), ["ankle boot", "bag", "coat"]
+    assert legend(plots.latent_scatter(z, [names[k] for k in (2, 0, 2, 1)])) == names
+    assert legend(plots.latent_scatter(z, [2, 0, 2, 0], plt.figure().gca(), names)) == ["ankle boot", "coat"]
+    assert legend(plots.latent_scatter(z, torch.tensor([2.0, 0.0, 2.0, 1.0]), plt.figure().gca())) == ["0", "1", "2"]
+    assert legend(plots.latent_scatter(z, z[:, 0] > 0, plt.figure().gca())) == ["False", "True"]
+
+
+def test_latent_scatter_without_classes_has_no_legend():
+    ax = plots.latent_scatter(torch.randn(4, 2))
+    assert ax.get_legend() is None
+    assert len(ax.collections[0].get_offsets()) == 4
+
+
+def test_latent_scatter_of_one_number_stands_over_its_class():
+    z, y = torch.randn(6, 1), np.array([5, 7, 5, 9, 9, 7])
+    ax = plots.latent_scatter(z, y)
+    for height, (points, k) in enumerate(zip(ax.collections, (5, 7, 9), strict=True)):
+        assert points.get_offsets()[:, 0].tolist() == pytest.approx(z[y == k, 0].tolist())
+        assert set(points.get_offsets()[:, 1]) == {height}
+    assert ax.get_ylabel() == "class"
+
+
+@pytest.mark.parametrize(
+    ("z", "y", "options", "words"),
+    [
+        (torch.zeros(4), [0] * 4, {}, ["codes (N, d)", "(4,)"]),
+        (torch.zeros(4, 0), [0] * 4, {}, ["codes (N, d)", "(4, 0)"]),
+        (torch.zeros(4, 2), [0] * 3, {}, ["(4, 2)", "(3,)"]),
+        (torch.zeros(4, 2), torch.zeros(4, 1), {}, ["(4, 2)", "(4, 1)"]),
+        (torch.zeros(200, 2), torch.rand(200), {}, ["y must be classes", "200", "c=y"]),
+        (torch.zeros(2, 2), [0, 2], {"class_names": ["a", "b"]}, ["class_names must name every class", "2 names"]),
+        (torch.zeros(2, 2), [-1, 0], {"class_names": ["a", "b"]}, ["class_names must name every class"]),
+        (torch.zeros(2, 2), ["a", "b"], {"class_names": ["a", "b"]}, ["class_names must name every class"]),
+    ],
+)
+def test_latent_scatter_refuses_what_is_no_code_or_class(z, y, options, words):
+    with refused(ValueError, *words):
+        plots.latent_scatter(z, y, **options)
+
+
 HISTORY = [
     {"epoch": k + 1, "loss": 9.0 - k, "reconstruction": 7.0 - k, "kl": 2.0, "a": 1.0, "b": 0.5, "seconds": 0.1}
     for k in range(4)
@@ -358,6 +521,55 @@ def test_loss_curves_draws_every_name_against_the_epoch(count):
         assert line.get_ydata().tolist() == [row[name] for row in HISTORY]
     assert len({line.get_color() for line in ax.lines}) == len(names)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "nats per image")
+
+
+def rows(**curves) -> list[dict]:
+    return [{"epoch": k + 1, **{name: value + k for name, value in curves.items()}} for k in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("curves", "drawn"),
+    [
+        (dict(loss=1.0, kl=2.0, seconds=3.0), ["loss", "kl"]),
+        (dict(loss=1.0, reconstruction=1.0), ["loss"]),  # of an autoencoder
+        (dict(loss=1.0), ["loss"]),  # of the importance-weighted bound
+        (dict(loss=1.0, kl=2.0, test_loss=3.0, test_n=4.0), ["loss", "test_loss", "kl"]),
+        (
+            dict(kl=2.0, loss=1.0, validation_loss=3.0, validation_kl=4.0),
+            ["loss", "validation_loss", "kl", "validation_kl"],
+        ),
+    ],
+)
+def test_loss_curves_draws_what_is_there(curves, drawn):
+    ax = plots.loss_curves(rows(**curves))
+    assert [line.get_label() for line in ax.lines] == drawn
+    lines = {line.get_label(): line for line in ax.lines}
+    for name, line in lines.items():
+        held_out = name.startswith(("test_", "validation_"))
+        assert line.get_linestyle() == ("--" if held_out else "-")
+        assert not held_out or line.get_color() == lines[name.split("_")[1]].get_color()
+    assert lines["loss"].get_color() == plots.PALETTE[0]
+
+
+def test_loss_curves_draws_what_is_recorded_every_other_epoch():
+    history = rows(loss=1.0)
+    history[1]["test_loss"] = 5.0
+    ax = plots.loss_curves(history)
+    assert [line.get_xdata() for line in ax.lines][1] == (2,) or list(ax.lines[1].get_xdata()) == [2]
+
+
+@pytest.mark.parametrize(
+    ("history", "names", "words"),
+    [
+        ([], None, ["history must have loss or kl", "rows of []"]),
+        (rows(accuracy=0.5), None, ["history must have loss or kl", "accuracy"]),
+        (rows(loss=1.0), ["loss", "kl"], ["history must have kl", "['epoch', 'loss']"]),
+        (rows(loss=1.0), [], ["history must have loss or kl"]),
+    ],
+)
+def test_loss_curves_names_what_is_missing(history, names, words):
+    with refused(ValueError, *words):
+        plots.loss_curves(history, names)
 
 
 IMAGES = np.zeros((4, 1, 8, 8))
