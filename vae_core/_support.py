@@ -8,8 +8,9 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
 from vae_core.pixel_distributions import LevelConstraint, outside_cuda_graph
+from vae_core.runtime import unit_interval
 
-CHUNK = 2**20  # values that are compared at once, so that no mask as large as the data is made
+CHUNK = 2**17  # values that are compared at once, so that no mask as large as the data is made
 INTERVALS = tuple(
     map(type, (constraints.unit_interval, constraints.real, constraints.positive, constraints.nonnegative))
 )
@@ -37,13 +38,10 @@ def check_support(distribution: Distribution, x: Tensor, name: str = "x") -> Non
     constraint = _constraint_of_a_value(distribution, x)
     if constraint is None or x.numel() == 0 or _ends_inside(constraint, x):
         return
-    values, counts = _histogram(x) if x.dtype == torch.uint8 and not constraint.event_dim else (x, None)
-    rows = max(1, CHUNK * len(values) // values.numel())
-    outside = torch.cat([~_inside(constraint, batch) for batch in values.split(rows)])
-    count = outside.sum() if counts is None else counts[outside].sum()
-    if count.item():
-        seen = values if counts is None else values[counts > 0]
-        raise ValueError(_sentence(constraint, distribution, seen, int(count), x.numel(), name))
+    rows = max(1, CHUNK * len(x) // x.numel())
+    count = int(torch.stack([(~_inside(constraint, batch)).sum() for batch in x.split(rows)]).sum())
+    if count:
+        raise ValueError(_sentence(constraint, distribution, _floats(x), count, name))
 
 
 def _check_event_shape(distribution: Distribution, x: Tensor, name: str) -> None:
@@ -69,7 +67,7 @@ def _constraint_of_a_value(distribution: Distribution, x: Tensor) -> Constraint 
 
 
 def _inside(constraint: Constraint, values: Tensor) -> Tensor:
-    values = values if values.is_floating_point() else values.to(torch.get_default_dtype())
+    values = _floats(values)
     finite = values.isfinite()
     inside: Tensor = constraint.check(values)
     return inside & (finite.all(-1) if constraint.event_dim else finite)
@@ -83,15 +81,11 @@ def _ends_inside(constraint: Constraint, x: Tensor) -> bool:
     return bool(_inside(constraint, ends / 255 if x.dtype == torch.uint8 else ends).all())
 
 
-def _histogram(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The 256 values that uint8 images can have, and how often each occurs."""
-    counts = torch.bincount(x.flatten(), minlength=256)
-    return torch.arange(256, device=x.device) / 255, counts
+def _floats(x: Tensor) -> Tensor:
+    return unit_interval(x if x.dtype == torch.uint8 or x.is_floating_point() else x.to(torch.get_default_dtype()))
 
 
-def _sentence(
-    constraint: Constraint, distribution: Distribution, values: Tensor, count: int, total: int, name: str
-) -> str:
+def _sentence(constraint: Constraint, distribution: Distribution, values: Tensor, count: int, name: str) -> str:
     known = values[~values.isnan()]
     low, high = (known.min().item(), known.max().item()) if len(known) else (torch.nan, torch.nan)
     base = type(getattr(distribution, "base_dist", distribution)).__name__
@@ -99,7 +93,7 @@ def _sentence(
     bad = {"nan": values.isnan().sum().item(), "infinite": values.isinf().sum().item()}
     if any(bad.values()):
         cure = "remove or replace " + " and ".join(f"{k} {word} values" for word, k in bad.items() if k)
-    got = f"got {count:,} of {total:,} values outside, all from {low:g} to {high:g}"
+    got = f"got {count:,} of {values.numel():,} values outside, all from {low:g} to {high:g}"
     return f"{name} must {allowed} (the support of {base}), {got}; {cure}"
 
 

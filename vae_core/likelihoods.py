@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from vae_core._support import check_support
+from vae_core._support import check_support as check_support
 from vae_core.pixel_distributions import (
     IMAGE_DIMS,
     ContinuousBernoulli,
@@ -29,25 +29,6 @@ from vae_core.pixel_distributions import (
     outside_cuda_graph,
 )
 from vae_core.runtime import as_int
-
-__all__ = [
-    "LIKELIHOODS",
-    "Likelihood",
-    "NegativeBinomialCounts",
-    "SharedGaussian",
-    "bernoulli",
-    "categorical",
-    "check_support",
-    "continuous_bernoulli",
-    "discretized_logistic",
-    "from_config",
-    "gaussian",
-    "learned_gaussian",
-    "parameters_per_dimension",
-    "resolve",
-    "takes_event_dims",
-    "to_config",
-]
 
 Likelihood = Callable[..., Distribution]
 

@@ -4,25 +4,22 @@ B is the batch, d the latent dimension, *event the shape of one datum: (C, H, W)
 """
 
 import copy
-import inspect
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from math import prod
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
-from vae_core import _model_files, likelihoods
+from vae_core import likelihoods
+from vae_core._model_files import load as load
+from vae_core._model_files import remember_arguments
+from vae_core._model_files import save as save
 from vae_core._tensors import as_tensor
 from vae_core.distributions import diagonal_normal, standard_normal
 from vae_core.networks import conv_decoder, conv_encoder, feature_map, mlp, positive_integers, validate_images
 from vae_core.runtime import as_int, evaluation_mode, positive_int
-
-Arguments = ParamSpec("Arguments")
-Model = TypeVar("Model", bound="Autoencoder")
 
 
 class Autoencoder(nn.Module):
@@ -40,8 +37,6 @@ class Autoencoder(nn.Module):
 
     Source: Chen §3.1; Saleh §3.1, §4.1.4.
     """
-
-    config: dict[str, Any] | None = None  # the function that built it and its arguments, for `save`
 
     def __init__(
         self,
@@ -222,21 +217,7 @@ class ConditionalVAE(VAE):
         return _apply(self.encoder, flat if self.blind else self._with_condition(flat))
 
 
-def _remember_arguments(build: Callable[Arguments, Model]) -> Callable[Arguments, Model]:
-    """Let the models that a function builds keep its name and arguments."""
-
-    @wraps(build)
-    def built(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> Model:
-        model = build(*arguments, **keywords)
-        bound = inspect.signature(build).bind(*arguments, **keywords)
-        bound.apply_defaults()
-        model.config = {"function": build.__name__, "arguments": dict(bound.arguments)}
-        return model
-
-    return built
-
-
-@_remember_arguments
+@remember_arguments
 def mlp_vae(
     input_shape: Sequence[int],
     latent_dim: int,
@@ -266,7 +247,7 @@ def mlp_vae(
     return VAE(*maps, hidden[-1], as_int(latent_dim), input_shape, likelihood)
 
 
-@_remember_arguments
+@remember_arguments
 def mlp_autoencoder(
     input_shape: Sequence[int],
     latent_dim: int,
@@ -283,7 +264,7 @@ def mlp_autoencoder(
     return Autoencoder(*maps, hidden[-1], as_int(latent_dim), input_shape, likelihood)
 
 
-@_remember_arguments
+@remember_arguments
 def mlp_conditional_vae(
     input_shape: Sequence[int],
     latent_dim: int,
@@ -306,7 +287,7 @@ def mlp_conditional_vae(
     return ConditionalVAE(encoder, decoder, *sizes, condition_dim=c, blind=blind)
 
 
-@_remember_arguments
+@remember_arguments
 def conv_vae(
     input_shape: Sequence[int],
     latent_dim: int,
@@ -330,60 +311,6 @@ def conv_vae(
     outputs = input_shape[0] * likelihoods.parameters_per_dimension(likelihoods.resolve(likelihood))
     decoder = conv_decoder(d, (outputs, *input_shape[1:]), channels[::-1])
     return VAE(encoder, decoder, prod(feature_map(input_shape, channels)), d, input_shape, likelihood)
-
-
-BUILDERS: dict[str, Callable[..., Autoencoder]] = {
-    build.__name__: build for build in (mlp_vae, mlp_autoencoder, mlp_conditional_vae, conv_vae)
-}
-
-
-def save(model: Autoencoder, path: str | Path) -> None:
-    """Write a model that a function of this module built to a file that `load` reads.
-
-    The file is safetensors: the weights exactly as they are, and the function with its arguments as metadata.
-
-    Raises:
-        TypeError: The model is of another origin, or was changed after it was built.
-        ValueError: Its likelihood has no name, or it is a conditional model under a condition.
-        FileNotFoundError: The folder does not exist.
-    """
-    if getattr(model, "condition", None) is not None:
-        raise ValueError("save the conditional model itself, not model.given(y): a condition is not saved")
-    if not isinstance(model, Autoencoder) or model.config is None:
-        known, kind = ", ".join(BUILDERS), type(model).__name__
-        raise TypeError(f"model must come from one of {known}, got a {kind}; use torch.save(model.state_dict(), path)")
-    arguments = dict(model.config["arguments"])
-    arguments["likelihood"] = likelihoods.to_config(arguments["likelihood"])
-    config = {"function": model.config["function"], "arguments": arguments}
-    if str(_rebuilt(config)) != str(model):
-        raise TypeError("model was changed after it was built; use torch.save(model.state_dict(), path)")
-    _model_files.write(Path(path), config, model.state_dict())
-
-
-def load(path: str | Path) -> Autoencoder:
-    """Return the model that `save` wrote, in evaluation mode and on the CPU; it returns the same numbers.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is damaged, of a later format, or of other origin.
-    """
-    config, tensors = _model_files.read(Path(path))
-    try:
-        model = _rebuilt(config)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} describes a model that this vae_core cannot build ({error})") from error
-    if {k: v.shape for k, v in model.state_dict().items()} != {k: v.shape for k, v in tensors.items()}:
-        raise ValueError(f"{path} holds other weights than those of the {config['function']} that it describes")
-    model.load_state_dict(tensors, assign=True)
-    return model.eval()
-
-
-def _rebuilt(config: dict[str, Any]) -> Autoencoder:
-    """Return the model without values, and without drawing any random number for them."""
-    arguments = config["arguments"]
-    with torch.device("meta"):
-        likelihood = likelihoods.from_config(arguments["likelihood"])
-        return BUILDERS[config["function"]](**{**arguments, "likelihood": likelihood})
 
 
 def _dense(
