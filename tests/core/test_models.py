@@ -70,7 +70,7 @@ def test_gaussian_refuses_a_width_that_is_not_positive(sigma):
         gaussian(torch.zeros(1, 1, 1), sigma)
 
 
-def test_a_likelihood_is_a_name_or_a_callable():
+def test_resolve_takes_a_name_or_a_callable():
     assert resolve("gaussian") is gaussian
     assert resolve(math.sin) is math.sin
     with pytest.raises(ValueError, match=r"one of .*'bernoulli', .*'gaussian', .* got 'poisson'"):
@@ -122,7 +122,7 @@ def test_mlp_vae_says_what_is_wrong(arguments, message):
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6)])
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_distributions_have_the_documented_shapes(shape, likelihood):
+def test_mlp_vae_returns_distributions_of_the_documented_shapes(shape, likelihood):
     model, x = mlp_vae(shape, 3, hidden=(7, 5), likelihood=likelihood), torch.rand(4, *shape)
     q = model.posterior(x)
     p = model.likelihood(q.rsample((2,)))
@@ -134,13 +134,13 @@ def test_distributions_have_the_documented_shapes(shape, likelihood):
     assert model.eval().decode(torch.zeros(3)).shape == shape
 
 
-def test_a_grid_of_codes_is_decoded_as_its_rows_are():
+def test_decode_of_a_grid_of_codes_is_that_of_its_rows():
     model, z = small(), torch.randn(3, 5, 1)
     rows = torch.stack([model.decode(row) for row in z])
     assert torch.allclose(model.decode(z), rows, atol=1e-14)
 
 
-def test_the_encoder_puts_out_the_log_variance():
+def test_posterior_has_the_log_variance_that_the_encoder_outputs():
     model = small()
     nn.init.zeros_(model.log_variance.weight)
     nn.init.constant_(model.log_variance.bias, math.log(0.25))
@@ -149,7 +149,7 @@ def test_the_encoder_puts_out_the_log_variance():
     assert torch.allclose(q.stddev, torch.full((3, 1), 0.5))
 
 
-def test_both_networks_receive_gradients():
+def test_reconstruct_sends_gradients_to_both_networks():
     model = small()
     model.reconstruct(torch.rand(3, 1, 2, 2)).sum().backward()
     used = [p.grad is not None for name, p in model.named_parameters() if not name.startswith("log_variance")]
@@ -164,11 +164,11 @@ def evidence(model) -> torch.Tensor:
     return torch.trapezoid(log_joint.exp(), z, dim=0)
 
 
-def test_evidence_of_all_binary_images_sums_to_one():
+def test_likelihood_gives_all_binary_images_evidence_that_sums_to_one():
     assert evidence(small()).sum().item() == pytest.approx(1, abs=1e-9)
 
 
-def test_ancestral_sampling_draws_images_with_their_evidence():
+def test_sample_draws_images_with_their_evidence():
     model, n = small(), 200_000
     nn.init.normal_(model.decoder[-1].weight, std=2)  # make the pixels depend on z
     images = model.sample(n)
@@ -178,12 +178,12 @@ def test_ancestral_sampling_draws_images_with_their_evidence():
     assert (expected.max() / expected.min()) > 3  # the test could tell a uniform sampler
 
 
-def test_gaussian_samples_carry_their_noise():
+def test_sample_of_a_gaussian_carries_its_noise():
     images = small(likelihood="gaussian").sample(50_000)
     assert images.var().item() > 1  # noise of variance 1, plus what z adds
 
 
-def test_the_same_seed_gives_the_same_samples():
+def test_sample_is_the_same_for_the_same_seed():
     model = small()
     torch.manual_seed(5)
     first = model.sample(10)
@@ -192,12 +192,12 @@ def test_the_same_seed_gives_the_same_samples():
 
 
 @pytest.mark.parametrize("x", [torch.zeros(2, 1, 2, 3), torch.zeros(2, 4), torch.zeros(2, 1, 2, 2, dtype=torch.uint8)])
-def test_images_of_another_shape_or_dtype_are_refused(x):
+def test_posterior_refuses_images_of_another_shape_or_dtype(x):
     with pytest.raises(ValueError, match=r"x must be float images of shape \(B, 1, 2, 2\), got"):
         small().posterior(x)
 
 
-def test_codes_of_another_dimension_are_refused():
+def test_likelihood_refuses_codes_of_another_dimension():
     with pytest.raises(ValueError, match=r"z must end in the latent dimension 1, got shape \(5, 2\)"):
         small().likelihood(torch.zeros(5, 2))
 
@@ -217,7 +217,7 @@ EVERY = {**{name: name for name in LIKELIHOODS}, "categorical": categorical(3)}
 @pytest.mark.parametrize("shape", RANKS.values(), ids=RANKS)
 @pytest.mark.parametrize("likelihood", EVERY.values(), ids=EVERY)
 @pytest.mark.parametrize("build", [mlp_vae, mlp_autoencoder])
-def test_dense_models_take_data_of_any_rank_with_any_likelihood(build, likelihood, shape):
+def test_mlp_vae_and_mlp_autoencoder_take_data_of_any_rank_with_any_likelihood(build, likelihood, shape):
     model, x = build(shape, 2, hidden=(7,), likelihood=likelihood), torch.randint(0, 2, (4, *shape)).double()
     p = model.likelihood(torch.randn(3, 4, 2))
     assert (p.batch_shape, p.event_shape) == ((3, 4), shape)
@@ -351,7 +351,7 @@ def test_decode_refuses_codes_of_another_dimension(z):
 
 
 @pytest.mark.parametrize("ask", ["encode", "posterior", "likelihood"])
-def test_batch_norm_in_training_mode_refuses_a_batch_of_one_in_a_sentence(ask):
+def test_encode_posterior_and_likelihood_refuse_a_batch_of_one_for_batch_norm_in_training_mode(ask):
     model = fresh(hidden=(7,))
     one = torch.zeros(1, 2) if ask == "likelihood" else torch.zeros(1, 1, 4, 4)
     with refused(ValueError, "batch norm in training mode needs at least two data", "got 1", "model.eval()"):
@@ -360,7 +360,7 @@ def test_batch_norm_in_training_mode_refuses_a_batch_of_one_in_a_sentence(ask):
     assert getattr(fresh(hidden=(7,), batch_norm=False), ask)(one) is not None
 
 
-def test_an_error_of_a_users_network_is_not_renamed():
+def test_posterior_leaves_an_error_of_a_users_network_as_it_is():
     class Fails(nn.Module):
         def forward(self, x):
             raise ValueError("mine")
@@ -381,7 +381,7 @@ def test_sample_refuses_what_is_no_positive_integer(count):
 
 
 @pytest.mark.parametrize("build", [mlp_vae, mlp_autoencoder, conv_vae])
-def test_builders_take_numpys_integers(build):
+def test_mlp_vae_mlp_autoencoder_and_conv_vae_take_numpys_integers(build):
     widths = dict(channels=np.array([4, 3])) if build is conv_vae else dict(hidden=np.array([5]))
     model = build(np.array([1, 4, 4]), np.int64(2), **{k: tuple(v) for k, v in widths.items()})
     assert model.encode(torch.rand(3, 1, 4, 4)).shape == (3, 2)

@@ -193,7 +193,7 @@ def test_grey_levels_have_a_finite_value_and_gradient_for_large_logits(scale):
     assert GreyLevels(logits).mean.isfinite().all()
 
 
-def test_the_mean_of_a_discretized_logistic_takes_bounded_memory_and_has_the_gradient_of_its_formula():
+def test_discretized_logistic_takes_bounded_memory_for_its_mean_and_has_the_gradient_of_its_formula():
     shape, levels = (60, 3, 16, 16), 256
     location, log_scale = torch.rand(shape, requires_grad=True), torch.full(shape, -2.0, requires_grad=True)
 
@@ -217,7 +217,7 @@ def test_the_mean_of_a_discretized_logistic_takes_bounded_memory_and_has_the_gra
         torch.testing.assert_close(ours, theirs)
 
 
-def test_the_mean_of_a_discretized_logistic_of_no_image_is_empty():
+def test_discretized_logistic_of_no_image_has_an_empty_mean():
     model = mlp_vae((1, 4, 4), 2, hidden=(7,), likelihood="discretized_logistic")
     assert model.decode(torch.zeros(0, 2)).shape == (0, 1, 4, 4)
 

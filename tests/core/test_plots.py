@@ -57,27 +57,27 @@ def move(widget: ipywidgets.Widget, code: list[float]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 5])
-def test_there_is_one_slider_per_coordinate_from_minus_extent_to_extent(latent_dim):
+def test_latent_sliders_has_one_slider_per_coordinate_from_minus_extent_to_extent(latent_dim):
     widget = latent_sliders(untrained(latent_dim=latent_dim), extent=2.5)
     assert [s.description for s in widget.sliders] == [f"z{k + 1}" for k in range(latent_dim)]
     assert {(s.min, s.max, s.value) for s in widget.sliders} == {(-2.5, 2.5, 0.0)}
 
 
-def test_sliders_and_image_are_shown_and_the_image_has_the_asked_width():
+def test_latent_sliders_shows_sliders_and_an_image_of_the_asked_width():
     widget = latent_sliders(untrained(), size=100)
     shown = [widget, *widget.children, *(c for child in widget.children for c in getattr(child, "children", ()))]
     assert all(part in shown for part in (widget.image, *widget.sliders))
     assert 'width="100"' in widget.image.value
 
 
-def test_the_picture_is_described_with_its_code():
+def test_latent_sliders_describes_the_image_with_its_code():
     widget = latent_sliders(untrained())
     move(widget, [1.5, -2.0, 0.5])
     assert re.search(r'alt="[^"]* z = \(1\.50, -2\.00, 0\.50\)"', widget.image.value)
 
 
 @pytest.mark.parametrize("moved", [0, 1, 2])
-def test_moving_any_slider_draws_another_png(moved):
+def test_latent_sliders_draws_another_png_when_any_slider_moves(moved):
     widget = latent_sliders(untrained())
     before = png_of(widget)
     widget.sliders[moved].value = 1.5
@@ -86,7 +86,7 @@ def test_moving_any_slider_draws_another_png(moved):
     assert after != before
 
 
-def test_the_png_is_the_decoded_image_with_dark_ink():
+def test_latent_sliders_draws_the_decoded_image_with_dark_ink():
     model = untrained()
     widget = latent_sliders(model)
     code = move(widget, [1.5, -2.0, 0.5])
@@ -95,13 +95,13 @@ def test_the_png_is_the_decoded_image_with_dark_ink():
     assert np.ptp(expected) > 10 / 255
 
 
-def test_at_the_start_the_png_is_the_image_at_the_origin():
+def test_latent_sliders_starts_with_the_image_at_the_origin():
     model = untrained()
     expected = 1 - model.eval().decode(torch.zeros(1, 3))[0, 0].detach().numpy()
     assert np.abs(pixels_of(latent_sliders(model)) - expected).max() <= 1 / 255
 
 
-def test_colours_and_an_oblong_shape_are_kept():
+def test_latent_sliders_keeps_colours_and_an_oblong_shape():
     model = untrained((3, 6, 9))
     widget = latent_sliders(model)
     code = move(widget, [1.5, -2.0, 0.5])
@@ -109,7 +109,7 @@ def test_colours_and_an_oblong_shape_are_kept():
     assert np.abs(pixels_of(widget) - expected).max() <= 1 / 255
 
 
-def test_means_outside_the_unit_interval_are_drawn_as_black_or_white():
+def test_latent_sliders_draws_means_outside_the_unit_interval_as_black_or_white():
     model = untrained(likelihood="gaussian").eval()
     with torch.no_grad():
         model.decoder[-1].bias.copy_(torch.linspace(-3, 4, 64))
@@ -120,7 +120,7 @@ def test_means_outside_the_unit_interval_are_drawn_as_black_or_white():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_sliders_decode_in_evaluation_mode_and_leave_the_model_as_it_was(training):
+def test_latent_sliders_decodes_in_evaluation_mode_and_leaves_the_model_as_it_was(training):
     model = untrained().train(training)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     move(latent_sliders(model), [1.0, 1.0, 1.0])
@@ -129,12 +129,12 @@ def test_sliders_decode_in_evaluation_mode_and_leave_the_model_as_it_was(trainin
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_sliders_take_a_model_of_another_dtype_than_the_default():
+def test_latent_sliders_takes_a_model_of_another_dtype_than_the_default():
     assert png_of(latent_sliders(untrained().float()))[:8] == SIGNATURE
 
 
 @pytest.mark.parametrize("make", [latent_sliders, latent_grid])
-def test_a_burst_of_changes_is_drawn_once_and_with_the_newest_values(make, monkeypatch):
+def test_latent_sliders_and_latent_grid_draw_a_burst_of_changes_once_with_the_newest_values(make, monkeypatch):
     model, decoded = untrained(latent_dim=2), []
     widget = make(model)
     control = widget.sliders[0] if make is latent_sliders else widget.extent
@@ -156,7 +156,7 @@ def test_a_burst_of_changes_is_drawn_once_and_with_the_newest_values(make, monke
 # The grid of a plane
 
 
-def test_the_grid_shows_the_decoded_images_of_its_codes():
+def test_latent_grid_shows_the_decoded_images_of_its_codes():
     model = untrained(latent_dim=2).eval()
     widget = latent_grid(model, extent=2.0, n=4)
     for spacing in ("linear", "quantile"):
@@ -168,7 +168,7 @@ def test_the_grid_shows_the_decoded_images_of_its_codes():
 
 
 @pytest.mark.parametrize(("control", "value", "size"), [("n", 7, 63), ("extent", 1.0, 45)])
-def test_resolution_and_range_move_the_grid(control, value, size):
+def test_latent_grid_follows_resolution_and_range(control, value, size):
     widget = latent_grid(untrained(latent_dim=2), n=5)
     before = png_of(widget)
     getattr(widget, control).value = value
@@ -176,7 +176,7 @@ def test_resolution_and_range_move_the_grid(control, value, size):
     assert pixels_of(widget).shape == (size, size)  # images of 8 × 8 and a gap of 1
 
 
-def test_a_grid_of_colour_images_keeps_its_colours():
+def test_latent_grid_of_colour_images_keeps_its_colours():
     model = untrained((3, 6, 9), latent_dim=2).eval()
     found = pixels_of(latent_grid(model, n=2))
     expected = model.decode(torch.tensor(plots.grid_codes(2)))[0].permute(1, 2, 0).detach().numpy()
@@ -184,7 +184,7 @@ def test_a_grid_of_colour_images_keeps_its_colours():
     assert (found[6] == 1).all()
 
 
-def test_a_grid_needs_two_latent_units():
+def test_latent_grid_needs_two_latent_units():
     with pytest.raises(ValueError, match="two latent units, got 3; use latent_sliders"):
         latent_grid(untrained(latent_dim=3))
 
@@ -198,13 +198,13 @@ def test_grid_codes_are_in_reading_order_with_the_largest_z2_on_top():
 
 
 @pytest.mark.parametrize(("extent", "edge"), [(None, 3.0), (4.0, 4.0), (0.5, 0.5)])
-def test_linear_grid_codes_take_equal_steps_over_the_extent(extent, edge):
+def test_grid_codes_take_equal_steps_over_the_extent(extent, edge):
     codes = plots.grid_codes(7, extent).reshape(7, 7, 2)
     assert codes[0, :, 0] == pytest.approx(-edge + np.arange(7) * edge / 3)
     assert codes[:, 0, 1] == pytest.approx(edge - np.arange(7) * edge / 3)
 
 
-def test_quantile_grid_codes_run_over_the_priors_quantiles():
+def test_grid_codes_run_over_the_priors_quantiles():
     codes = plots.grid_codes(10, spacing="quantile").reshape(10, 10, 2)
     expected = [NormalDist().inv_cdf(p) for p in np.linspace(0.05, 0.95, 10)]
     assert codes[4, :, 0] == pytest.approx(expected)
@@ -219,7 +219,7 @@ def test_quantile_grid_codes_run_over_the_priors_quantiles():
         ({"n": 3, "spacing": "log"}, ["spacing", "'log'", "'quantile'"]),
     ],
 )
-def test_bad_grids_are_refused(arguments, words):
+def test_grid_codes_refuse_bad_grids(arguments, words):
     with pytest.raises(ValueError, match=words[0]) as caught:
         plots.grid_codes(**arguments)
     assert all(word in str(caught.value) for word in words)
@@ -256,7 +256,7 @@ def pixel(ax: plt.Axes, x: float, y: float) -> list[int]:
     return np.asarray(ax.figure.canvas.buffer_rgba())[int(ax.figure.bbox.height - row), int(column), :3].tolist()
 
 
-def test_stored_images_are_drawn_as_their_grey_values_beside_others():
+def test_reconstructions_draw_stored_images_as_their_grey_values_beside_others():
     stored = torch.tensor([0, 51, 102, 255], dtype=torch.uint8).view(1, 1, 2, 2)
     shown = plots.reconstructions(stored, stored / 255).images[0].get_array()
     assert np.allclose(shown[:2, :2], [[0, 0.2], [0.4, 1]])
@@ -264,13 +264,13 @@ def test_stored_images_are_drawn_as_their_grey_values_beside_others():
 
 
 @pytest.mark.parametrize(("channels", "ink", "colour"), [(1, 0, 255), (1, 1, 0), (3, 0, 0), (3, 1, 255)])
-def test_grey_ink_is_dark_and_colours_are_themselves(channels, ink, colour):
+def test_show_images_draws_grey_ink_dark_and_colours_as_they_are(channels, ink, colour):
     ax = plots.show_images(np.full((1, channels, 4, 4), float(ink)), columns=1)
     assert pixel(ax, 1.5, 1.5) == [colour] * 3
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_gaps_and_empty_cells_are_paper(channels):
+def test_show_images_leaves_gaps_and_empty_cells_as_paper(channels):
     ink = float(channels == 1)  # black either way
     ax = plots.show_images(np.full((3, channels, 4, 4), ink), columns=2, gap=2)
     assert [pixel(ax, x, 1.5) for x in (1.5, 4.5, 7.5)] == [[0] * 3, [255] * 3, [0] * 3]
@@ -278,7 +278,7 @@ def test_gaps_and_empty_cells_are_paper(channels):
     assert not ax.axison
 
 
-def test_values_outside_the_unit_interval_are_clipped():
+def test_show_images_clips_values_outside_the_unit_interval():
     ax = plots.show_images(np.array([-2.0, 0.25, 3.0]).reshape(1, 1, 1, 3), columns=1, gap=0)
     assert ax.images[0].get_array().tolist() == [[0.0, 0.25, 1.0]]
     assert ax.images[0].get_clim() == (0, 1)
@@ -311,7 +311,7 @@ def test_latent_scatter_has_one_colour_and_one_legend_entry_per_class():
         assert (points.get_offsets() == z[y == k, :2]).all()
 
 
-def test_a_class_keeps_its_colour_whichever_others_are_there():
+def test_latent_scatter_gives_a_class_the_same_colour_whichever_others_are_there():
     z = np.zeros((2, 2))
     colours = [
         to_hex(plots.latent_scatter(z, classes, ax=plt.figure().gca()).collections[-1].get_facecolor()[0])
@@ -320,14 +320,14 @@ def test_a_class_keeps_its_colour_whichever_others_are_there():
     assert colours[0] == colours[1]
 
 
-def test_the_ten_classes_have_ten_colours():
+def test_palette_has_ten_colours_for_ten_classes():
     assert len(set(plots.PALETTE)) == 10
 
 
 @pytest.mark.parametrize("gap", [0, 1])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("n", [2, 5, 8])
-def test_the_ticks_of_a_manifold_grid_stand_at_the_centres_of_their_cells(n, channels, gap):
+def test_manifold_grid_has_ticks_at_the_centres_of_its_cells(n, channels, gap):
     codes = plots.grid_codes(n, extent=3.0)
     height, width = 4, 6
     ax = plots.manifold_grid(np.zeros((n * n, channels, height, width)), codes, gap=gap)
@@ -583,7 +583,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("picture", PICTURES)
-def test_a_plot_draws_on_the_axes_it_is_given_and_opens_no_figure(picture):
+def test_plots_draw_on_the_axes_they_are_given_and_open_no_figure(picture):
     _, (left, right) = plt.subplots(1, 2)  # right is current
     assert PICTURES[picture](left) is left
     left.figure.canvas.draw()
@@ -593,7 +593,7 @@ def test_a_plot_draws_on_the_axes_it_is_given_and_opens_no_figure(picture):
 
 
 @pytest.mark.parametrize("picture", PICTURES)
-def test_a_plot_without_axes_draws_on_the_current_ones(picture):
+def test_plots_without_axes_draw_on_the_current_ones(picture):
     _, (_left, right) = plt.subplots(1, 2)
     assert PICTURES[picture](None) is right
 
@@ -611,13 +611,13 @@ def test_lines_differ_for_all_eyes(eyes):
 
 
 @pytest.mark.parametrize("colour", plots.LINES)
-def test_a_line_stands_out_from_its_paper(colour):
+def test_lines_stand_out_from_their_paper(colour):
     """3 to 1, as WCAG 2.2 wants of graphics."""
     luminance = cspace_convert(to_rgb(colour), "sRGB1", "XYZ1")[1]
     assert 1.05 / (luminance + 0.05) >= 3
 
 
-def test_the_style_reaches_later_pictures_only_when_it_is_asked_for():
+def test_style_reaches_later_figures_only_when_it_is_asked_for():
     with plt.rc_context():
         plt.rcdefaults()
         assert plt.subplots()[1].plot([0, 1])[0].get_color() not in plots.LINES
