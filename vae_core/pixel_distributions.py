@@ -280,7 +280,8 @@ def _excess(t: Tensor, log_1p: Tensor) -> Tensor:
 
 def _stirling_error(n: Tensor) -> Tensor:
     """δ(n) = log n! − (n + ½) log n + n − ½ log 2π for n > 0: by its series from n = 10 on, to 10⁻¹³."""
-    few, many = torch.where(n < 10, n, 10.0), torch.where(n < 10, 10.0, n)
+    ten = torch.full_like(n, 10.0)  # filled in on the device, as a CUDA graph needs it
+    few, many = torch.where(n < 10, n, ten), torch.where(n < 10, ten, n)
     exact = torch.lgamma(few + 1) - (few + 0.5) * few.log() + few - 0.5 * log(2 * pi)
     series = torch.zeros_like(many)
     for coefficient in (1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):

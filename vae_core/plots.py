@@ -69,24 +69,24 @@ def _array(values: Any) -> np.ndarray:
 
 def _images(images: Any) -> np.ndarray:
     """Images as (N, C, H, W) with values around [0, 1]: bytes are divided by 255, one image may lack its first axes."""
-    images = _array(images)
-    shape = images.shape
-    images = images[None] if images.ndim == 2 else images
-    images = images[None] if images.ndim == 3 and len(images) in (1, 3) else images
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+    stack = _array(images)
+    shape = stack.shape
+    stack = stack[None] if stack.ndim == 2 else stack
+    stack = stack[None] if stack.ndim == 3 and len(stack) in (1, 3) else stack
+    if stack.ndim != 4 or stack.shape[1] not in (1, 3) or 0 in shape:
         cure = ""
-        if images.ndim == 3:
+        if stack.ndim == 3:
             cure = "; give grey images an axis of channels, images[:, None]"
-        elif images.ndim == 4 and images.shape[-1] in (1, 3):
+        elif stack.ndim == 4 and shape[-1] in (1, 3):
             cure = "; put the channels first, by images.transpose(0, 3, 1, 2)"
         raise ValueError(f"images must be (N, C, H, W) with 1 or 3 channels, N at least 1, got {shape}{cure}")
-    if images.dtype == np.uint8:
-        return images / 255
-    finite = images[np.isfinite(images)]
+    if stack.dtype == np.uint8:
+        return np.asarray(stack / 255)
+    finite = stack[np.isfinite(stack)]
     if finite.size and finite.max() > 1 and (finite == np.round(finite)).all():
         largest = f"whole numbers up to {finite.max():g}"
         raise ValueError(f"images must have values in [0, 1], got {largest}; divide by 255, or by the largest count")
-    return images
+    return stack
 
 
 def tile(images: Any, columns: int, gap: int = 1) -> np.ndarray:

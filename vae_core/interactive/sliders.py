@@ -1,4 +1,4 @@
-"""Sliders for notebooks. They decode with the running kernel, so any decoder and any device will do.
+"""Sliders for notebooks. They decode with the running kernel, so they take any decoder on any device.
 
 `explorer.LatentExplorer` decodes in the browser instead, for dense decoders.
 """
@@ -103,7 +103,7 @@ def _check_images(model: "VAE") -> None:
 
 
 def _redraw_on_change(controls: list, redraw: Callable[[], None]) -> None:
-    """Draw now, and after changes: once for all that arrive within a pause, so that no old pictures queue up."""
+    """Draw now and after changes: once for all that arrive within a pause, so that old images do not queue up."""
     waiting: list[asyncio.TimerHandle] = []
 
     def later(_change: dict) -> None:
@@ -126,7 +126,7 @@ def _redraw_on_change(controls: list, redraw: Callable[[], None]) -> None:
 
 @torch.no_grad()
 def _decode(model: "VAE", codes: list[list[float]]) -> np.ndarray:
-    """The decoder's mean images (N, C, H, W)."""
+    """The mean images (N, C, H, W) at the codes."""
     parameter = next(model.parameters())
     with evaluation_mode(model):
         images = model.decode(torch.tensor(codes, dtype=parameter.dtype, device=parameter.device))
@@ -134,7 +134,7 @@ def _decode(model: "VAE", codes: list[list[float]]) -> np.ndarray:
 
 
 def _img(pixels: np.ndarray, size: int, told: str) -> str:
-    """An HTML image of pixels (C, H, W) in [0, 1]; dark on light where they are grey, nan is paper."""
+    """An HTML image of pixels (C, H, W) in [0, 1]: dark on light if grey; nan is paper."""
     from PIL import Image
 
     paper = 0.0 if len(pixels) == 1 else 1.0
