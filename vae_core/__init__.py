@@ -12,8 +12,10 @@ The flat core (a file imports only from files above it, and never from the two f
 `data`                 `load(name)` and `from_folder(path, size)`: real images with their labels
 `distributions`        Gaussians, their KL divergences, the density of a reparameterized draw
 `pixel_distributions`  distributions of pixels that torch lacks, or lacks in 32 bits
+`_support`             whether data lie in the support of p(x|z)
 `likelihoods`          from a decoder's output to p(x|z)
 `networks`             bare maps: `mlp`, `conv_encoder`, `conv_decoder`
+`_model_files`         what `models.save` and `models.load` write and read
 `models`               `VAE`, `ConditionalVAE` and `Autoencoder`, and the functions that build them
 `objectives`           `elbo`, `iwae_bound`, `log_weights`: one value per datum, nats, maximised
 `gradients`            estimators of a gradient under the expectation: `score_function`, `pathwise`, ...

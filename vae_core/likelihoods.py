@@ -1,12 +1,16 @@
-"""From a decoder's output to the distribution p(x|z) over images, event shape (C, H, W).
+"""From a decoder's output to the distribution p(x|z); its event is one datum, an image (C, H, W) or a table's row (D,).
 
-A likelihood is any callable `(output) -> torch.distributions.Distribution`: a plain function where there
-is nothing to learn, an `nn.Module` where there is. `output` has shape (..., C, H, W), or (..., P, C, H, W) where
-the likelihood needs P > 1 numbers for each pixel and says so by its attribute `num_parameters`.
+A likelihood is any callable `(output) -> torch.distributions.Distribution`: a plain function where nothing is learned,
+an `nn.Module` where something is. `output` has shape (..., *event), or (..., P, *event) where the likelihood needs
+P > 1 numbers for each dimension of a datum and says so by its attribute `parameters_per_dimension`. Those of this
+module take `event_dims` as well, how many of the last axes are one datum: 3, an image, unless the model says otherwise.
+Every log-probability is in nats and keeps all constants.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from numbers import Real
 from typing import Any
 
@@ -14,158 +18,265 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
+from vae_core._support import check_support as check_support
 from vae_core.pixel_distributions import (
     IMAGE_DIMS,
     ContinuousBernoulli,
     DiscretizedLogistic,
     GreyLevels,
     NegativeBinomial,
+    bounded_scale,
     outside_cuda_graph,
 )
+from vae_core.runtime import as_int
 
-Likelihood = Callable[[Tensor], Distribution]
+Likelihood = Callable[..., Distribution]
 
 
-def bernoulli(logits: Tensor) -> Independent:
-    r"""Independent Bernoulli pixels from logits :math:`\ell`, one per pixel.
+def _independent(distribution: Distribution, event_dims: int) -> Independent:
+    return Independent(distribution, event_dims, validate_args=False)
+
+
+def bernoulli(logits: Tensor, event_dims: int = IMAGE_DIMS) -> Independent:
+    r"""Return independent Bernoulli variables given their logits :math:`\ell`.
 
     .. math:: \log p(x|z) = \sum_j x_j\log s(\ell_j) + (1-x_j)\log(1-s(\ell_j)), \qquad s(\ell)=1/(1+e^{-\ell})
 
-    The logarithms are computed from the logits, so they stay finite, gradient included, where a sigmoid
-    followed by a logarithm saturates. For x in {0, 1} this is a log-likelihood in nats. For grey x in
-    [0, 1] it is minus the cross entropy, no log-density: call it reconstruction error there.
+    The logarithms are computed from the logits, so they and their gradients stay finite where a sigmoid followed by a
+    logarithm saturates. For x in {0, 1} this is a log-likelihood. For grey x in [0, 1] it is minus the cross-entropy,
+    which is no log-density: call it the reconstruction error there.
+
+    Args:
+        logits: ℓ (..., *event).
+        event_dims: How many of the last axes are one datum.
 
     Source: Saleh (15); Chen listing A.2 (there: sigmoid, then BCE).
     """
-    return Independent(Bernoulli(logits=logits, validate_args=False), IMAGE_DIMS, validate_args=False)
+    return _independent(Bernoulli(logits=logits, validate_args=False), event_dims)
 
 
-def continuous_bernoulli(logits: Tensor) -> Independent:
-    r"""Independent continuous Bernoulli pixels: the Bernoulli formula on [0, 1], normalised so as to be a density.
+def continuous_bernoulli(logits: Tensor, event_dims: int = IMAGE_DIMS) -> Independent:
+    r"""Return independent continuous Bernoulli variables: the Bernoulli formula on [0, 1], normalised to a density.
 
     .. math:: p(x) = C(\lambda)\,\lambda^x(1-\lambda)^{1-x}, \qquad
               C(\lambda) = \frac{2\tanh^{-1}(1-2\lambda)}{1-2\lambda} \ge 2, \qquad \lambda = s(\ell)
 
-    A log-density in nats for grey x in [0, 1]: `bernoulli`'s cross entropy plus log C, at least log 2 a pixel. Its
-    mean is not λ. Source: Loaiza-Ganem and Cunningham (2019), the remedy of Chen's improper likelihood (§4).
+    A log-density for grey x in [0, 1]: that of `bernoulli` plus log C, at least log 2 for each dimension. Its mean is
+    not λ.
+
+    Args:
+        logits: ℓ (..., *event).
+        event_dims: How many of the last axes are one datum.
+
+    Source: Loaiza-Ganem and Cunningham (2019), the remedy for Chen's improper likelihood (§4).
     """
-    return Independent(ContinuousBernoulli(logits), IMAGE_DIMS, validate_args=False)
+    return _independent(ContinuousBernoulli(logits), event_dims)
 
 
-def gaussian(mean: Tensor, sigma: float | Tensor = 1.0) -> Independent:
-    r"""Independent Gaussian pixels around the decoder's output, with a fixed standard deviation σ > 0.
+def gaussian(mean: Tensor, sigma: float | Tensor = 1.0, event_dims: int = IMAGE_DIMS) -> Independent:
+    r"""Return independent Gaussians around the decoder's output, with a fixed standard deviation.
 
     .. math:: \log p(x|z) = -\tfrac D2\log 2\pi\sigma^2 - \tfrac1{2\sigma^2}\|x-\mu(z)\|^2
 
-    A log-density in nats, which may be positive for small σ. Raises ValueError unless σ > 0, except within a CUDA
-    graph, where nobody can ask. Source: lecture notes (8), (31); Saleh (16).
+    A log-density, which may be positive for small σ.
+
+    Args:
+        mean: μ (..., *event).
+        sigma: σ > 0, a number or a tensor that broadcasts to one datum.
+        event_dims: How many of the last axes are one datum.
+
+    Raises:
+        ValueError: σ is not positive (not asked within a CUDA graph), or has another shape.
+
+    Source: lecture notes (8), (31); Saleh (16).
     """
     if outside_cuda_graph(mean) and not (least := torch.as_tensor(sigma).min().item()) > 0:
         raise ValueError(f"sigma must be positive, got {least:g}")
-    # a number is filled in on the device: no graph can copy it there
+    # a number is filled in on the device: no CUDA graph can copy it there
     width = mean.new_full((), sigma) if isinstance(sigma, Real) else torch.as_tensor(sigma).to(mean)
-    return Independent(Normal(mean, width.expand_as(mean), validate_args=False), IMAGE_DIMS, validate_args=False)
+    sizes = zip(width.shape[::-1], mean.shape[::-1], strict=False)
+    if width.dim() > mean.dim() or any(size not in (1, wanted) for size, wanted in sizes):
+        raise ValueError(f"sigma must broadcast to one datum, {tuple(mean.shape)}, got shape {tuple(width.shape)}")
+    return _independent(Normal(mean, width.expand_as(mean), validate_args=False), event_dims)
 
 
 class SharedGaussian(nn.Module):
-    r"""Gaussian pixels with one learned variance σ² for all of them: the data say how far they are from the mean.
+    r"""Gaussians with one learned variance σ² for all dimensions.
 
-    Where the mean fits best, σ² is the mean squared error. A log-density in nats; it grows without bound if the
-    mean can fit the training images exactly. Source: lecture notes (31) with σ learned; Rybkin et al. (2021).
+    Where the mean fits best, σ² is the mean squared error. A log-density; it grows without bound if the mean can fit
+    the training data exactly, until `bounded_scale` holds it.
+
+    Args:
+        sigma: The standard deviation to start from, > 0.
+
+    Raises:
+        ValueError: `sigma` is not positive and finite.
+
+    Source: lecture notes (31) with σ learned; Rybkin et al. (2021).
     """
 
     def __init__(self, sigma: float = 1.0) -> None:
         super().__init__()
-        if not sigma > 0:
-            raise ValueError(f"sigma must be positive, got {sigma}")
+        if not 0 < sigma < inf:
+            raise ValueError(f"sigma must be positive and finite, got {sigma}")
         self.log_variance = nn.Parameter(2 * torch.as_tensor(float(sigma)).log())
 
-    def forward(self, mean: Tensor) -> Independent:
-        sigma = (0.5 * self.log_variance).exp().expand_as(mean)
-        return Independent(Normal(mean, sigma, validate_args=False), IMAGE_DIMS, validate_args=False)
+    def forward(self, mean: Tensor, event_dims: int = IMAGE_DIMS) -> Independent:
+        """Return p(x|z) around `mean` (..., *event)."""
+        sigma = bounded_scale(0.5 * self.log_variance).expand_as(mean)
+        return _independent(Normal(mean, sigma, validate_args=False), event_dims)
 
 
-def learned_gaussian(output: Tensor, min_sigma: float = 0.0) -> Independent:
-    r"""Gaussian pixels whose mean and log σ² both come from the decoder: `output` is (..., 2, C, H, W).
+def learned_gaussian(output: Tensor, min_sigma: float = 0.0, event_dims: int = IMAGE_DIMS) -> Independent:
+    r"""Return independent Gaussians whose mean and log σ² both come from the decoder.
 
     .. math:: \log p(x|z) = -\tfrac12\sum_j \log 2\pi\sigma_j^2(z) + (x_j-\mu_j(z))^2/\sigma_j^2(z)
 
-    A log-density in nats without an upper bound: at pixels that never change σ can go to 0, and it does, unless
-    `min_sigma` is positive. Source: Saleh (16); Irvin §2.
+    A log-density without an upper bound: σ goes to 0 in dimensions that never vary, unless `min_sigma` is positive.
+    `bounded_scale` holds log σ² within ±35 at 32 bits, where value and gradient are finite.
+
+    Args:
+        output: (..., 2, *event), the means and the log-variances.
+        min_sigma: The least standard deviation.
+        event_dims: How many of the last axes are one datum.
+
+    Source: Saleh (16); Irvin §2.
     """
-    mean, log_variance = output.unbind(-1 - IMAGE_DIMS)
-    sigma = (0.5 * log_variance).exp().clamp_min(min_sigma)
-    return Independent(Normal(mean, sigma, validate_args=False), IMAGE_DIMS, validate_args=False)
+    mean, log_variance = output.unbind(-1 - event_dims)
+    sigma = bounded_scale(0.5 * log_variance).clamp_min(min_sigma)
+    return _independent(Normal(mean, sigma, validate_args=False), event_dims)
 
 
-learned_gaussian.num_parameters = 2  # type: ignore[attr-defined]
+learned_gaussian.parameters_per_dimension = 2  # type: ignore[attr-defined]
 
 
-def discretized_logistic(output: Tensor, num_levels: int = 256) -> DiscretizedLogistic:
-    """`DiscretizedLogistic` with mean and log-scale from `output`, (..., 2, C, H, W); the mean starts at one half."""
-    mean, log_scale = output.unbind(-1 - IMAGE_DIMS)
-    return DiscretizedLogistic(mean + 0.5, log_scale - 2.0, num_levels)
+def discretized_logistic(output: Tensor, num_levels: int = 256, event_dims: int = IMAGE_DIMS) -> DiscretizedLogistic:
+    """Return a `DiscretizedLogistic` from its mean less one half and its log-scale plus two, so that zeros are a start.
+
+    Args:
+        output: (..., 2, *event).
+        num_levels: How many levels a value has.
+        event_dims: How many of the last axes are one datum.
+    """
+    mean, log_scale = output.unbind(-1 - event_dims)
+    return DiscretizedLogistic(mean + 0.5, log_scale - 2.0, num_levels, event_dims)
 
 
-discretized_logistic.num_parameters = 2  # type: ignore[attr-defined]
+discretized_logistic.parameters_per_dimension = 2  # type: ignore[attr-defined]
 
 
 def categorical(num_levels: int) -> Likelihood:
-    """The likelihood `GreyLevels` for that many levels, 2 at least; ValueError for fewer."""
-    if not isinstance(num_levels, int) or num_levels < 2:
+    """Return the likelihood `GreyLevels` for values with that many levels, 0, 1/(L−1), …, 1.
+
+    Raises:
+        ValueError: `num_levels` is no integer of at least 2.
+    """
+    count = as_int(num_levels)
+    if type(count) is not int or count < 2:
         raise ValueError(f"num_levels must be an integer of at least 2, got {num_levels!r}")
-
-    def likelihood(logits: Tensor) -> GreyLevels:
-        return GreyLevels(logits)
-
-    likelihood.num_parameters = num_levels  # type: ignore[attr-defined]
+    likelihood = partial(GreyLevels)  # unlike a closure it can be pickled
+    likelihood.parameters_per_dimension = count  # type: ignore[attr-defined]
     return likelihood
 
 
 class NegativeBinomialCounts(nn.Module):
-    r"""Counts x = 0, 1, 2, … with mean m(z) from the decoder and one learned dispersion r for all pixels.
+    r"""Counts x = 0, 1, 2, … with mean m(z) from the decoder and one learned dispersion r for all dimensions.
 
     .. math:: P(x) = \binom{x+r-1}{x}\Big(\frac{r}{r+m}\Big)^r\Big(\frac{m}{r+m}\Big)^x, \qquad
               \operatorname{Var}x = m + \frac{m^2}{r}
 
-    `output` is log m. A log-probability in nats; r → ∞ is the Poisson law. Raises ValueError unless r > 0.
+    A log-probability; r → ∞ is the Poisson distribution.
+
+    Args:
+        dispersion: The r to start from, > 0.
+
+    Raises:
+        ValueError: `dispersion` is not positive and finite.
+
     Source: Chen §3.5 (negative binomial); Lopez et al. (2018).
     """
 
     def __init__(self, dispersion: float = 1.0) -> None:
         super().__init__()
-        if not dispersion > 0:
-            raise ValueError(f"dispersion must be positive, got {dispersion}")
+        if not 0 < dispersion < inf:
+            raise ValueError(f"dispersion must be positive and finite, got {dispersion}")
         self.log_dispersion = nn.Parameter(torch.as_tensor(float(dispersion)).log())
 
-    def forward(self, log_mean: Tensor) -> Independent:
+    def forward(self, log_mean: Tensor, event_dims: int = IMAGE_DIMS) -> Independent:
+        """Return p(x|z) with the means exp(`log_mean`), (..., *event)."""
         r = self.log_dispersion.exp().expand_as(log_mean)
-        return Independent(NegativeBinomial(r, log_mean), IMAGE_DIMS, validate_args=False)
+        return _independent(NegativeBinomial(r, log_mean), event_dims)
 
 
-LIKELIHOODS: dict[str, Likelihood | type[nn.Module]] = {  # a class is made anew for each model
+LIKELIHOODS: dict[str, Likelihood | type[nn.Module]] = {  # of a class, each model gets a new instance
     "bernoulli": bernoulli,
     "continuous_bernoulli": continuous_bernoulli,
     "gaussian": gaussian,
     "shared_gaussian": SharedGaussian,
     "learned_gaussian": learned_gaussian,
     "discretized_logistic": discretized_logistic,
+    "negative_binomial": NegativeBinomialCounts,
 }
 
 
-def num_parameters(likelihood: Likelihood) -> int:
-    """How many numbers it takes from the decoder for each pixel, also if it stands in a `functools.partial`."""
-    while isinstance(likelihood, partial) and not hasattr(likelihood, "num_parameters"):
+def parameters_per_dimension(likelihood: Likelihood) -> int:
+    """Return how many numbers it takes from the decoder per dimension of a datum, also within `functools.partial`."""
+    while isinstance(likelihood, partial) and not hasattr(likelihood, "parameters_per_dimension"):
         likelihood = likelihood.func
-    return getattr(likelihood, "num_parameters", 1)
+    return int(getattr(likelihood, "parameters_per_dimension", 1))
 
 
-def resolve(likelihood: str | Likelihood | type[nn.Module]) -> Likelihood:
-    """A likelihood by its name, or the callable itself; of an `nn.Module`'s class a new instance.
+def takes_event_dims(likelihood: Likelihood) -> bool:
+    """Return whether it has a parameter `event_dims`, as those of this module have; a user's own needs none."""
+    try:
+        return "event_dims" in inspect.signature(getattr(likelihood, "forward", likelihood)).parameters
+    except ValueError:  # a builtin function tells nothing
+        return False
 
-    Raises ValueError for an unknown name.
+
+def resolve(likelihood: str | Likelihood) -> Likelihood:
+    """Return a likelihood by its name, or the callable itself; of an `nn.Module`'s class a new instance.
+
+    Raises:
+        ValueError: The name is unknown.
     """
-    if not callable(likelihood) and likelihood not in LIKELIHOODS:
+    if not callable(likelihood) and (not isinstance(likelihood, str) or likelihood not in LIKELIHOODS):
         raise ValueError(f"likelihood must be a callable or one of {sorted(LIKELIHOODS)}, got {likelihood!r}")
-    found: Any = likelihood if callable(likelihood) else LIKELIHOODS[likelihood]
+    found: Any = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
     return found() if isinstance(found, type) and issubclass(found, nn.Module) else found
+
+
+def to_config(likelihood: str | Likelihood) -> dict[str, Any]:
+    """Return a likelihood of this module as its name and options, for JSON; learned numbers are not part of it.
+
+    Raises:
+        ValueError: It is another function or module, or has an option that is no number.
+    """
+    levels = getattr(likelihood, "parameters_per_dimension", None)
+    if isinstance(likelihood, partial) and likelihood.func is GreyLevels and levels:
+        return {"name": "categorical", "num_levels": levels}
+    options = likelihood.keywords if isinstance(likelihood, partial) and not likelihood.args else {}
+    base = likelihood.func if options else likelihood  # type: ignore[union-attr]
+    names = [name for name, known in LIKELIHOODS.items() if base in (name, known) or type(base) is known]
+    if not names or not all(isinstance(value, Real) for value in options.values()):
+        known = f"one of {sorted(LIKELIHOODS)}, categorical(n), or a partial of these with numbers as options"
+        raise ValueError(f"likelihood must be {known} to be saved, got {_name(likelihood)}")
+    return {"name": names[0], **{name: as_int(value) for name, value in options.items()}}
+
+
+def _name(likelihood: Any) -> str:
+    return (
+        repr(likelihood) if isinstance(likelihood, str) else getattr(likelihood, "__name__", type(likelihood).__name__)
+    )
+
+
+def from_config(config: dict[str, Any]) -> str | Likelihood:
+    """Return the likelihood that `to_config` described.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    options = {name: value for name, value in config.items() if name != "name"}
+    if config["name"] == "categorical":
+        return categorical(**options)
+    return partial(resolve(config["name"]), **options) if options else str(config["name"])

@@ -1,116 +1,186 @@
-"""Laws of pixels, grey values or counts, that `torch.distributions` does not have, or not in 32 bits."""
+"""Distributions of one datum's values that `torch.distributions` lacks, or lacks at 32 bits: grey values, counts."""
 
-from math import log
-from typing import ClassVar
+from math import log, pi
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution
+from torch.distributions import Categorical, Distribution, constraints
 from torch.nn.functional import logsigmoid, softplus
+from torch.utils.checkpoint import checkpoint
 
 Shape = torch.Size | list[int] | tuple[int, ...]
-IMAGE_DIMS = 3  # C, H, W: the event of every likelihood
+IMAGE_DIMS = 3  # C, H, W: the event of an image
+CHUNK = 2**20  # probabilities that are held at once for a mean
 
 
 def outside_cuda_graph(x: Tensor) -> bool:
-    """Whether the host may ask for the values of x now: not while a CUDA graph is captured, which has none yet."""
+    """Return whether the host may read values of `x`: not while a CUDA graph is captured, which has none yet."""
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
+def bounded_scale(log_scale: Tensor) -> Tensor:
+    """Return the exponential, held where its fourth power is far from under- and overflow: exp(±17) at 32 bits.
+
+    Beyond this a squared error divided by the variance, or its gradient, would not be finite.
+    """
+    limit = -0.2 * log(torch.finfo(log_scale.dtype).tiny)
+    return log_scale.clamp(-limit, limit).exp()
+
+
 class ContinuousBernoulli(Distribution):
-    r"""The density on [0, 1] that is proportional to the Bernoulli formula, from its logit :math:`\ell`.
+    r"""The density on [0, 1] that is proportional to the Bernoulli formula, given its logit :math:`\ell`.
 
     .. math:: \log p(x) = x\ell - \log(1+e^\ell) + \log C, \quad C = \frac{\ell}{\tanh(\ell/2)} \ge 2, \qquad
               \mathbb E[x] = \frac1{1-e^{-\ell}} - \frac1\ell
 
-    torch's own works from λ = s(ℓ), of which 32 bits keep nothing near 1: at ℓ = 20 its constant is lost. This C is
-    the paper's, :math:`2\tanh^{-1}(1-2\lambda)/(1-2\lambda)`, with :math:`1-2\lambda=-\tanh(\ell/2)` put in.
+    torch's own works from λ = s(ℓ), which 32 bits round to 1: at ℓ = 20 its constant is lost. This C is the paper's,
+    :math:`2\tanh^{-1}(1-2\lambda)/(1-2\lambda)`, with :math:`1-2\lambda=-\tanh(\ell/2)` inserted.
+
+    Args:
+        logits: ℓ, any shape; that is the batch shape, and the event shape is ().
+
     Source: Loaiza-Ganem and Cunningham (2019), eq. (5) to (8).
     """
 
-    arg_constraints: ClassVar[dict] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.unit_interval
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
-        small = logits.abs() < 1e-2  # where both formulas are 0/0, their series take over
+        small = logits.abs() < 1e-2  # there both formulas are 0/0, and their series are used
         self._small, self._safe = small, torch.where(small, torch.ones_like(logits), logits)
         super().__init__(logits.shape, validate_args=False)
 
     def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x) in nats for x in [0, 1], elementwise."""
         square = self.logits.square()
         series = log(2) + square / 12 - 7 * square.square() / 1440
         constant = torch.where(self._small, series, torch.log(self._safe / torch.tanh(self._safe / 2)))
-        return x * self.logits - softplus(self.logits) + constant
+        cross_entropy = x * softplus(-self.logits) + (1 - x) * softplus(self.logits)  # no large difference
+        return constant - cross_entropy
 
     @property
     def mean(self) -> Tensor:
-        exact = 0.5 + 0.5 / torch.tanh(self._safe / 2) - 1 / self._safe  # has a slope where e^{-ℓ} is infinite
+        """E[x], elementwise."""
+        exact = 0.5 + 0.5 / torch.tanh(self._safe / 2) - 1 / self._safe  # has a gradient where e^{-ℓ} overflows
         return torch.where(self._small, 0.5 + self.logits / 12 - self.logits**3 / 720, exact)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """By the inverse of its distribution function, x = log(1 + u(e^ℓ − 1))/ℓ."""
+        """Return draws by the inverse of the distribution function, x = log(1 + u(e^ℓ − 1))/ℓ for uniform u."""
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
             u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
-            size = self._safe.abs()  # for a negative ℓ turn the picture round: 1 − x has the logit −ℓ
+            size = self._safe.abs()  # a negative ℓ mirrors the density: 1 − x has the logit −ℓ
             x = 1 + torch.log(u + (1 - u) * torch.exp(-size)) / size
-            x = x.clamp(0, 1)  # u = 0 can be drawn, and the exponential be 0
+            x = x.clamp(0, 1)  # u can be 0 where the exponential is 0 as well
             return torch.where(self._small, u, torch.where(self.logits > 0, x, 1 - x))
 
 
-class _Levels(Distribution):
-    """Pixels with the values 0, 1/(L−1), …, 1; event (C, H, W). `values` are these, for the mean."""
+class LevelConstraint(constraints.Constraint):
+    """The values k/(L−1) for k = 0, …, L−1, up to a thousandth of their distance."""
 
-    arg_constraints: ClassVar[dict] = {}
+    is_discrete = True
 
-    def __init__(self, shape: torch.Size, num_levels: int) -> None:
+    def __init__(self, num_levels: int) -> None:
         self.num_levels = num_levels
-        super().__init__(shape[:-IMAGE_DIMS], shape[-IMAGE_DIMS:], validate_args=False)
+
+    def check(self, value: Tensor) -> Tensor:
+        """Return for each value whether it is a level."""
+        last = self.num_levels - 1
+        index = (value * last).round()
+        near = torch.isclose(index / last, value, atol=1e-3 / self.num_levels)
+        return (index >= 0) & (index <= last) & near
+
+
+class _Levels(Distribution):
+    """What distributions over 0, 1/(L−1), …, 1 share; the last `event_dims` axes of `shape` are one datum."""
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(self, shape: torch.Size, num_levels: int, event_dims: int) -> None:
+        self.num_levels, self.event_dims = num_levels, event_dims
+        batch = len(shape) - event_dims
+        super().__init__(shape[:batch], shape[batch:], validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Data of these levels; its `base_constraint` is that of one value."""
+        return constraints.independent(LevelConstraint(self.num_levels), self.event_dims)
 
     def level(self, x: Tensor) -> Tensor:
-        """The index of the value x; ValueError for any other x, but within a CUDA graph its nearest level.
+        """Return the index k of each value k/(L−1) of `x`.
 
-        There nobody can ask; the first steps of `training.fit`, which are none of a graph, have asked.
+        Within a CUDA graph values cannot be checked, and the nearest level is taken; `training.fit` checks the data
+        before it captures a graph.
+
+        Raises:
+            ValueError: A value of `x` is no level.
         """
         last = self.num_levels - 1
         index = (x * last).round()
         if not outside_cuda_graph(x):
-            return index.nan_to_num(0).clamp(0, last)  # whatever x is, not beyond what it is an index of
-        if not ((index >= 0) & (index <= last) & torch.isclose(index / last, x, atol=1e-3 / self.num_levels)).all():
+            return index.nan_to_num(0).clamp(0, last)  # a valid index whatever x is
+        if not LevelConstraint(self.num_levels).check(x).all():
             raise ValueError(f"x must hold the {self.num_levels} values k/{last}, got others")
         return index
 
+    def _sum(self, values: Tensor) -> Tensor:
+        """Sum over one datum: (..., *event) -> (...)."""
+        return values.flatten(-self.event_dims).sum(-1) if self.event_dims else values
+
 
 class DiscretizedLogistic(_Levels):
-    r"""Logistic variables with mean μ and scale s, rounded to the L levels of a pixel; what falls outside, to 0 or 1.
+    r"""Logistic variables with mean μ and scale s, rounded to L levels; what falls outside becomes 0 or 1.
 
     .. math:: P(x) = s\big(\tfrac{x+h-\mu}{s}\big) - s\big(\tfrac{x-h-\mu}{s}\big), \qquad h = \tfrac1{2(L-1)}
 
-    where the first term is 1 for x = 1 and the second 0 for x = 0. `log_prob` is a log-probability in nats;
-    divided by −D log 2 it is bits per dimension. Raises ValueError for x off the levels, except within a CUDA graph.
+    where the first term is 1 for x = 1 and the second is 0 for x = 0. −log P(x)/(D log 2) is in bits per dimension.
+
+    Args:
+        mean: μ (..., *event).
+        log_scale: log s, same shape; held by `bounded_scale`.
+        num_levels: L.
+        event_dims: How many of the last axes are one datum, 3 for images.
+
     Source: Kingma et al. (2016) §5.3 and appendix B; Salimans et al. (2017).
     """
 
-    def __init__(self, mean: Tensor, log_scale: Tensor, num_levels: int = 256) -> None:
-        super().__init__(mean.shape, num_levels)
-        self.location, self.scale, self.half = mean, log_scale.exp(), 0.5 / (num_levels - 1)
+    def __init__(self, mean: Tensor, log_scale: Tensor, num_levels: int = 256, event_dims: int = IMAGE_DIMS) -> None:
+        super().__init__(mean.shape, num_levels, event_dims)
+        self.location, self.half = mean, 0.5 / (num_levels - 1)
+        self.scale = bounded_scale(log_scale)
 
     def log_prob(self, x: Tensor) -> Tensor:
+        """Return log P(x) in nats, (..., *event) -> (...).
+
+        Raises:
+            ValueError: A value of `x` is no level (not asked within a CUDA graph).
+        """
         level = self.level(x)
         above, below = ((x + side * self.half - self.location) / self.scale for side in (1, -1))
         log_cdf = logsigmoid(above).where(level < self.num_levels - 1, torch.zeros_like(above))
         log_tail = logsigmoid(-below).where(level > 0, torch.zeros_like(below))
         inside = (level > 0) & (level < self.num_levels - 1)  # s(a) − s(b) = s(a) s(−b) (1 − exp(b − a))
         width = torch.log(-torch.expm1(-2 * self.half / self.scale)).expand_as(log_cdf)
-        return (log_cdf + log_tail + width * inside).flatten(-IMAGE_DIMS).sum(-1)
+        return self._sum(log_cdf + log_tail + width * inside)
 
     @property
     def mean(self) -> Tensor:
-        """Its expectation, from P(x > value) over the levels."""
-        edges = (torch.arange(self.num_levels - 1, device=self.location.device) + 0.5) / (self.num_levels - 1)
-        return torch.sigmoid((self.location[..., None] - edges) / self.scale[..., None]).mean(-1)
+        """E[x] (..., *event) = the mean of P(x > edge) over the L − 1 edges between levels; in bounded memory."""
+        values = CHUNK // self.num_levels
+        parts = zip(self.location.flatten().split(values), self.scale.flatten().split(values), strict=True)
+        means = [
+            checkpoint(self._chunk_of_mean, *part, use_reentrant=False, preserve_rng_state=False) for part in parts
+        ]
+        return torch.cat(means).reshape(self.location.shape) if means else self.location
+
+    def _chunk_of_mean(self, location: Tensor, scale: Tensor) -> Tensor:
+        edges = (torch.arange(self.num_levels - 1, device=location.device) + 0.5) / (self.num_levels - 1)
+        return torch.sigmoid((location[:, None] - edges) / scale[:, None]).mean(-1)  # (N, L − 1) -> (N,)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
+        """Return draws (*sample_shape, ..., *event): logistic variables, clipped and rounded."""
         with torch.no_grad():
             u = torch.rand(
                 self._extended_shape(torch.Size(sample_shape)), device=self.scale.device, dtype=self.scale.dtype
@@ -120,60 +190,100 @@ class DiscretizedLogistic(_Levels):
 
 
 class GreyLevels(_Levels):
-    r"""Independent pixels with a probability of its own for each of the L levels: `logits` is (..., L, C, H, W).
+    r"""Independent values, each with a free probability for each of its L levels.
 
     .. math:: \log p(x|z) = \sum_j \log\operatorname{softmax}(\ell_j)_{k(x_j)}, \qquad x_j = k/(L-1)
 
-    The levels' order is not known to it. A log-probability in nats; ValueError for x off the levels, except within a
-    CUDA graph. Source: Chen §3.5 (categorical); van den Oord et al. (2016).
+    The order of the levels plays no part.
+
+    Args:
+        logits: ℓ (..., L, *event).
+        event_dims: How many of the last axes are one datum, 3 for images.
+
+    Source: Chen §3.5 (categorical); van den Oord et al. (2016).
     """
 
-    def __init__(self, logits: Tensor) -> None:
-        along = logits.movedim(-1 - IMAGE_DIMS, -1)  # (..., C, H, W, L)
-        super().__init__(along.shape[:-1], along.shape[-1])
-        self.base = Categorical(logits=along, validate_args=False)
+    def __init__(self, logits: Tensor, event_dims: int = IMAGE_DIMS) -> None:
+        levels_last = logits.movedim(-1 - event_dims, -1)  # (..., *event, L)
+        super().__init__(levels_last.shape[:-1], levels_last.shape[-1], event_dims)
+        self.base = Categorical(logits=levels_last, validate_args=False)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return self.base.log_prob(self.level(x)).flatten(-IMAGE_DIMS).sum(-1)
+        """Return log P(x) in nats, (..., *event) -> (...).
+
+        Raises:
+            ValueError: A value of `x` is no level (not asked within a CUDA graph).
+        """
+        return self._sum(self.base.log_prob(self.level(x)))
 
     @property
     def mean(self) -> Tensor:
+        """E[x], (..., *event)."""
         values = torch.linspace(0, 1, self.num_levels, dtype=self.base.probs.dtype, device=self.base.probs.device)
         return (self.base.probs * values).sum(-1)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        return self.base.sample(torch.Size(sample_shape)) / (self.num_levels - 1)
+        """Return draws (*sample_shape, ..., *event)."""
+        level: Tensor = self.base.sample(torch.Size(sample_shape))
+        return level / (self.num_levels - 1)
 
 
 class NegativeBinomial(torch.distributions.NegativeBinomial):
-    r"""Counts x = 0, 1, 2, … from their dispersion r and the logarithm of their mean m.
+    r"""Counts x = 0, 1, 2, … with dispersion r and mean m, from r and log m.
 
-    .. math:: \log P(x) = \log\frac{\Gamma(x+r)}{\Gamma(r)\,r^x} - \log x! + x\log m - (r+x)\log\Big(1+\frac mr\Big)
+    .. math:: \log P(x) &= \tfrac12\log\frac{r}{2\pi x(x+r)} + \delta(x+r) - \delta(r) - \delta(x)
+              - r\,f(u) - x\,f\big(-\tfrac{ru}x\big), \\
+              u &= \frac{x-m}{r+m}, \qquad f(t) = t - \log(1+t) \ge 0,
 
-    torch's own takes the first term and log m from differences of numbers as large as r log r, of which 32 bits keep
-    nothing: at r = 10⁷ its error is half a nat. Here, from r = 100 on, Stirling's series for log Γ is subtracted term
-    by term; what it leaves out is below 10⁻¹².
+    and −r log(1 + m/r) at x = 0; δ(n) = log n! − (n + ½) log n + n − ½ log 2π, the error of Stirling's formula. This
+    is the usual :math:`\log\binom{x+r-1}x + r\log\frac r{r+m} + x\log\frac m{r+m}` without differences of large
+    numbers: those lose 0.5 nats of 32 bits at r = 10⁷, and at counts of a million. Here the error is a few units of the
+    last place of log P(x), and of m.
+
+    Args:
+        dispersion: r > 0.
+        log_mean: log m; same shape, which is the batch shape. The event shape is ().
+
+    Source: Loader (2000), whose saddle-point form of the binomial this is.
     """
 
     def __init__(self, dispersion: Tensor, log_mean: Tensor) -> None:
         self.log_mean = log_mean
         super().__init__(dispersion, logits=log_mean - dispersion.log(), validate_args=False)
 
-    def expand(self, batch_shape: Shape, _instance: Distribution | None = None) -> "NegativeBinomial":
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> "NegativeBinomial":
+        """Return the same distribution with a larger batch shape."""
         return NegativeBinomial(self.total_count.expand(batch_shape), self.log_mean.expand(batch_shape))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        r = self.total_count
-        constant = _log_rising(x, r) - torch.lgamma(x + 1.0)
-        return constant + x * self.log_mean - (r + x) * torch.log1p(self.log_mean.exp() / r)
+        """Return log P(x) in nats, elementwise."""
+        r, log_odds = self.total_count, self.logits
+        m = self.log_mean.clamp(max=60).exp()  # finite; beyond this the terms below use the logarithm alone
+        n = torch.where(x > 0, x, torch.ones_like(x))  # x = 0 has a formula of its own
+        u = (n - m) / (r + m)
+        misfit = r * _excess(u, torch.log1p(n / r) - softplus(log_odds))
+        misfit = misfit + n * _excess(-r * u / n, torch.log1p(r / n) - softplus(-log_odds))
+        peak = 0.5 * (r / (n + r) / n / (2 * pi)).log() + _stirling_error(n + r) - _stirling_error(r)
+        return torch.where(x > 0, peak - _stirling_error(n) - misfit, -r * softplus(log_odds))
 
 
-def _log_rising(x: Tensor, r: Tensor) -> Tensor:
-    """log Γ(x + r)/(Γ(r) rˣ), which goes to 0 as r grows."""
-    big = r.clamp(min=100)  # for less the series is not taken, but must be finite
+def _excess(t: Tensor, log_1p: Tensor) -> Tensor:
+    """t − log(1 + t), given log(1 + t): by the series of log(1 + t) = 2 artanh(t/(2 + t)) where t is small."""
+    small = t.abs() < 0.1
+    near = torch.where(small, t, torch.zeros_like(t))
+    s = near / (2 + near)
+    series = torch.zeros_like(s)
+    for k in range(6, 0, -1):
+        series = s * s * (series + 2 / (2 * k + 1))
+    return torch.where(small, s * (near - series), t - log_1p)
 
-    def rest(s: Tensor) -> Tensor:
-        return (1 - 1 / (30 * s.square())) / (12 * s)  # of Stirling's log Γ(s) = (s − ½) log s − s + ½ log 2π + …
 
-    series = (x + big - 0.5) * torch.log1p(x / big) - x + rest(x + big) - rest(big)
-    return torch.where(r < 100, torch.lgamma(x + r) - torch.lgamma(r) - x * r.log(), series)
+def _stirling_error(n: Tensor) -> Tensor:
+    """δ(n) = log n! − (n + ½) log n + n − ½ log 2π for n > 0: by its series from n = 10 on, to 10⁻¹³."""
+    ten = torch.full_like(n, 10.0)  # filled in on the device, as a CUDA graph needs it
+    few, many = torch.where(n < 10, n, ten), torch.where(n < 10, ten, n)
+    exact = torch.lgamma(few + 1) - (few + 0.5) * few.log() + few - 0.5 * log(2 * pi)
+    series = torch.zeros_like(many)
+    for coefficient in (1 / 1188, -1 / 1680, 1 / 1260, -1 / 360, 1 / 12):
+        series = series / many.square() + coefficient
+    return torch.where(n < 10, exact, series / many)

@@ -1,13 +1,19 @@
-"""Pictures: arrays in, Axes out. Nothing here knows a model or trains one."""
+"""Figures: arrays in, Axes out. Nothing here takes or trains a model.
 
-from collections.abc import Sequence
+Tensors are taken from any device, with or without a gradient, and arrays and lists as well.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from scipy.special import ndtri
+from torch import Tensor
+
+from vae_core.runtime import positive_int
 
 # Ten colours that stay apart for colour-blind eyes (Paul Tol's "muted" set and a mid grey).
 PALETTE = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888")
@@ -18,7 +24,7 @@ LINES = tuple(PALETTE[k] for k in (0, 6, 3, 4, 7))
 
 
 def style() -> None:
-    """Draw all later pictures as the book does: `LINES`, no frame at the top and the right, white paper.
+    """Draw all later figures as the book does: `LINES`, no frame at the top and the right, white paper.
 
     The paper stays white where the page is dark, so that ink and colours mean the same on both.
     """
@@ -28,14 +34,18 @@ def style() -> None:
 
 
 def grid_codes(n: int, extent: float | None = None, spacing: str = "linear") -> np.ndarray:
-    """An n×n grid of two-dimensional codes in reading order, (n·n, 2): the top row has the largest z₂.
+    """Return an n×n grid of two-dimensional codes in reading order, (n·n, 2): the top row has the largest z₂.
 
-    `spacing="linear"` takes equal steps on [−extent, extent]² (default 3; Chen 4, Irvin 3).
-    `spacing="quantile"` takes the prior's quantiles from 0.05 to 0.95 (Saleh), so that each cell stands
-    for the same prior mass; it knows no extent. Raises ValueError for n < 2 or another spacing.
+    Args:
+        n: The codes on a side, at least 2.
+        extent: "linear" covers [−extent, extent]², 3 if None; "quantile" has none.
+        spacing: "linear" takes equal steps (Chen 4, Irvin 3); "quantile" takes the prior's quantiles from 0.05 to 0.95
+            (Saleh), so that each cell stands for the same prior mass.
+
+    Raises:
+        ValueError: n is below 2, or the spacing is unknown.
     """
-    if n < 2:
-        raise ValueError(f"n must be at least 2, got {n}")
+    n = positive_int("n", n, least=2)
     if spacing == "linear":
         extent = 3.0 if extent is None else extent
         ticks = np.linspace(-extent, extent, n)
@@ -47,12 +57,50 @@ def grid_codes(n: int, extent: float | None = None, spacing: str = "linear") -> 
     return np.stack([z1.ravel(), z2.ravel()], axis=1)
 
 
-def tile(images, columns: int, gap: int = 1) -> np.ndarray:
-    """Images (N, C, H, W) in reading order as one array, (rows·(H + gap), columns·(W + gap)[, 3]).
+def _array(values: Any) -> np.ndarray:
+    """Values as an array; what a masked array hides becomes nan, which is not drawn."""
+    if isinstance(values, list | tuple) and any(isinstance(value, Tensor) for value in values):
+        values = np.stack([_array(value) for value in values])
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return np.asarray(values.numpy() if values.dtype.itemsize != 2 else values.double().numpy())
+    return np.ma.filled(values.astype(float), np.nan) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
 
-    Every image stands at the upper left of its cell; gaps and empty cells are nan, which plots as paper.
+
+def _images(images: Any) -> np.ndarray:
+    """Images as (N, C, H, W) with values around [0, 1]: bytes are divided by 255, one image may lack its first axes."""
+    stack = _array(images)
+    shape = stack.shape
+    stack = stack[None] if stack.ndim == 2 else stack
+    stack = stack[None] if stack.ndim == 3 and len(stack) in (1, 3) else stack
+    if stack.ndim != 4 or stack.shape[1] not in (1, 3) or 0 in shape:
+        cure = ""
+        if stack.ndim == 3:
+            cure = "; give grey images an axis of channels, images[:, None]"
+        elif stack.ndim == 4 and shape[-1] in (1, 3):
+            cure = "; put the channels first, by images.transpose(0, 3, 1, 2)"
+        raise ValueError(f"images must be (N, C, H, W) with 1 or 3 channels, N at least 1, got {shape}{cure}")
+    if stack.dtype == np.uint8:
+        return np.asarray(stack / 255)
+    finite = stack[np.isfinite(stack)]
+    if finite.size and finite.max() > 1 and (finite == np.round(finite)).all():
+        largest = f"whole numbers up to {finite.max():g}"
+        raise ValueError(f"images must have values in [0, 1], got {largest}; divide by 255, or by the largest count")
+    return stack
+
+
+def tile(images: Any, columns: int, gap: int = 1) -> np.ndarray:
+    """Return images in reading order as one array, (rows·(H + gap), columns·(W + gap)[, 3]).
+
+    Every image stands at the upper left of its cell. Gaps and empty cells are nan, which is drawn as paper in any
+    colour map; torchvision's `make_grid` would turn grey into colour and frame the whole.
+
+    Args:
+        images: (N, C, H, W).
+        columns: The images in a row.
+        gap: The pixels between two images.
     """
-    images = np.asarray(images, dtype=float)
+    images = _array(images).astype(float)
     n, channels, height, width = images.shape
     rows = -(-n // columns)
     canvas = np.full((rows * columns, channels, height + gap, width + gap), np.nan)
@@ -62,52 +110,124 @@ def tile(images, columns: int, gap: int = 1) -> np.ndarray:
     return canvas[..., 0] if channels == 1 else canvas
 
 
-def _in_unit_interval(images) -> np.ndarray:
-    """Stored images are uint8."""
-    images = np.asarray(images)
-    return images / 255 if images.dtype == np.uint8 else images
+def show_images(images: Any, columns: int, ax: Axes | None = None, gap: int = 1) -> Axes:
+    """Draw images side by side; ink is dark, as on paper.
 
+    Args:
+        images: (N, C, H, W) with values in [0, 1], or uint8; one image may be (C, H, W) or (H, W). What lies outside
+            of [0, 1], as samples of a Gaussian do, is drawn as black or white.
+        columns: The images in a row.
+        ax: Where to draw; the current Axes if None.
+        gap: The pixels between two images.
 
-def show_images(images, columns: int, ax: Axes | None = None, gap: int = 1) -> Axes:
-    """Images (N, C, H, W) with values in [0, 1], or uint8, as one picture; ink is dark, as on paper."""
+    Raises:
+        ValueError: The shape is another one, or the values are whole numbers above 1.
+    """
+    images, columns = _images(images), positive_int("columns", columns)
     ax = ax or plt.gca()
-    canvas = np.clip(tile(_in_unit_interval(images), columns, gap), 0, 1)
-    if canvas.ndim == 3:  # colour pictures cannot be masked: their gaps become white
+    canvas = np.clip(tile(images, columns, gap), 0, 1)
+    if canvas.ndim == 3:  # colour images cannot be masked: their gaps become white
         canvas = np.nan_to_num(canvas, nan=1.0)
     ax.imshow(canvas, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     ax.set_axis_off()
     return ax
 
 
-def reconstructions(x, *decoded, labels: Sequence[str] = (), ax: Axes | None = None) -> Axes:
-    """A row of images `x` (N, C, H, W) above one row for each further array of the same shape."""
-    ax = show_images(np.concatenate([_in_unit_interval(a) for a in (x, *decoded)]), columns=len(x), ax=ax)
-    cell = np.asarray(x).shape[2] + 1
+def reconstructions(x: Any, *decoded: Any, labels: Sequence[str] = (), ax: Axes | None = None) -> Axes:
+    """Draw a row of images above one row for each further set of images.
+
+    Args:
+        x: (N, C, H, W).
+        decoded: Each of the shape of `x`.
+        labels: One for each row.
+        ax: Where to draw; the current Axes if None.
+
+    Raises:
+        ValueError: The shapes differ, or as `show_images` does.
+    """
+    rows = [_images(images) for images in (x, *decoded)]
+    if len({row.shape for row in rows}) > 1:
+        raise ValueError(f"decoded must have the shape of x, got {[row.shape for row in rows]}")
+    ax = show_images(np.concatenate(rows), columns=len(rows[0]), ax=ax)
+    cell = rows[0].shape[2] + 1
     for row, label in enumerate(labels):
         ax.text(-0.5, (row + 0.5) * cell - 0.5, f"{label} ", ha="right", va="center")
     return ax
 
 
-def latent_scatter(z, y, ax: Axes | None = None) -> Axes:
-    """Codes z (N, d ≥ 2): the first two coordinates, coloured by the class y (N,), with a legend."""
+def latent_scatter(z: Any, y: Any = None, ax: Axes | None = None, class_names: Sequence[str] = ()) -> Axes:
+    """Draw the first two coordinates of codes, coloured by class; codes of one number over the place of their class.
+
+    Args:
+        z: Codes (N, d).
+        y: Classes (N,), numbers or names; none are told apart if None.
+        ax: Where to draw; the current Axes if None.
+        class_names: The name of class k at place k, for the legend.
+
+    Raises:
+        ValueError: z is not (N, d), y has another length or more than a hundred classes, or a class has no name.
+    """
+    z = _array(z)
+    y = np.zeros(len(z), int) if y is None else _array(y)
+    if z.ndim != 2 or z.shape[1] < 1 or y.shape != z.shape[:1]:
+        raise ValueError(f"z must be codes (N, d) and y classes (N,), got shapes {z.shape} and {y.shape}")
     ax = ax or plt.gca()
-    z, y = np.asarray(z), np.asarray(y)
-    classes = np.unique(y)
-    colours = ListedColormap(PALETTE)
-    for k in classes:
-        ax.scatter(z[y == k, 0], z[y == k, 1], s=12, color=colours(int(k) % len(PALETTE)), label=str(k), linewidths=0)
+    classes, place = np.unique(
+        y.astype(int) if y.dtype.kind == "f" and (y == np.round(y)).all() else y, return_inverse=True
+    )
+    labels = _legend(classes, class_names)
+    heights = z[:, 1] if z.shape[1] > 1 else place
+    for k, colour in enumerate(_colours(classes)):
+        ax.scatter(z[place == k, 0], heights[place == k], s=12, color=colour, label=labels[k], linewidths=0)
     ax.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
-    ax.legend(title="class", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, markerscale=2)
+    if z.shape[1] == 1:
+        ax.set(ylabel="class", aspect="auto", yticks=[])
+    if len(classes) > 1:
+        columns = -(-len(classes) // 15)
+        place_beside = dict[str, Any](loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        ax.legend(title="class", markerscale=2, ncols=columns, **place_beside)
     return ax
 
 
-def manifold_grid(images, codes, ax: Axes | None = None, gap: int = 1) -> Axes:
-    """Decoded images (n·n, C, H, W) at the codes of `grid_codes`, with z₁ and z₂ on the axes."""
-    ax = ax or plt.gca()
-    codes = np.asarray(codes)
+def _legend(classes: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    """The name of each class."""
+    if len(classes) > 100:
+        raise ValueError(f"y must be classes, at most 100, got {len(classes)}; draw numbers by ax.scatter(*z.T, c=y)")
+    if not len(class_names):
+        return [str(k) for k in classes]
+    if classes.dtype.kind not in "iub" or not 0 <= classes.min() <= classes.max() < len(class_names):
+        raise ValueError(f"class_names must name every class of y, got {len(class_names)} names for {classes.tolist()}")
+    return [class_names[int(k)] for k in classes]
+
+
+def _colours(classes: np.ndarray) -> list[Any]:
+    """A colour for each class: of `PALETTE` by its number where that is below ten, else of a colour map in order."""
+    if classes.dtype.kind in "iufb" and len(classes) and classes.min() >= 0 and classes.max() < len(PALETTE):
+        return [PALETTE[int(k)] for k in classes]
+    if len(classes) <= len(PALETTE):
+        return list(PALETTE[: len(classes)])
+    return list(plt.get_cmap("turbo")(np.linspace(0.02, 0.98, len(classes))))
+
+
+def manifold_grid(images: Any, codes: Any, ax: Axes | None = None, gap: int = 1) -> Axes:
+    """Draw decoded images at the codes of `grid_codes`, with z₁ and z₂ on the axes.
+
+    Args:
+        images: (n·n, C, H, W).
+        codes: (n·n, 2).
+        ax: Where to draw; the current Axes if None.
+        gap: The pixels between two images.
+
+    Raises:
+        ValueError: There are not n·n of both, or as `show_images` does.
+    """
+    images, codes = _images(images), _array(codes)
     n = round(len(codes) ** 0.5)
-    height, width = np.asarray(images).shape[2:]
-    show_images(images, columns=n, ax=ax, gap=gap).set_axis_on()
+    if codes.shape != (n * n, 2) or len(images) != n * n:
+        raise ValueError(f"codes must be (n·n, 2), with an image each, got {codes.shape} and {len(images)} images")
+    height, width = images.shape[2:]
+    ax = show_images(images, columns=n, ax=ax, gap=gap)
+    ax.set_axis_on()
     chosen = np.linspace(0, n - 1, min(n, 5)).round().astype(int)
     ax.set_xticks(chosen * (width + gap) + (width - 1) / 2, [f"{v:.1f}" for v in codes[:n, 0][chosen]])
     ax.set_yticks(chosen * (height + gap) + (height - 1) / 2, [f"{v:.1f}" for v in codes[::n, 1][chosen]])
@@ -115,12 +235,42 @@ def manifold_grid(images, codes, ax: Axes | None = None, gap: int = 1) -> Axes:
     return ax
 
 
-def loss_curves(history: Sequence[dict], names: Sequence[str] = ("loss", "kl"), ax: Axes | None = None) -> Axes:
-    """Training means per datum (nats) against the epoch, from the rows that `training.fit` returns."""
+def loss_curves(
+    history: Sequence[Mapping[str, float]], names: Sequence[str] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw means per datum (nats) against the epoch, from the rows that `training.fit` returns.
+
+    Args:
+        history: One row per epoch; a row may lack a name that others have.
+        names: What to draw. None draws `loss` and `kl`, as far as the rows have them, and, dashed in the same colour,
+            the same of a validation or test set (`validation_loss`, `test_loss`).
+        ax: Where to draw; the current Axes if None.
+
+    Raises:
+        ValueError: The history is empty, or no row has one of the names.
+    """
+    known = list(dict.fromkeys(name for row in history for name in row))
+    if names is None:
+        names = [
+            f"{prefix}{name}" for name in ("loss", "kl") for prefix in ("", *HELD_OUT) if f"{prefix}{name}" in known
+        ]
+    missing = [name for name in names if name not in known]
+    if missing or not names:
+        raise ValueError(f"history must have {', '.join(missing) or 'loss or kl'}, got rows of {known}")
     ax = ax or plt.gca()
-    for k, name in enumerate(names):
-        colour = PALETTE[3 * k % len(PALETTE)]
-        ax.plot([row["epoch"] for row in history], [row[name] for row in history], color=colour, label=name)
+    bases = list(dict.fromkeys(_base(name) for name in names))
+    for name in names:
+        epochs, values = zip(*[(row["epoch"], row[name]) for row in history if name in row], strict=True)
+        colour, line = PALETTE[3 * bases.index(_base(name)) % len(PALETTE)], "--" if name != _base(name) else "-"
+        ax.plot(epochs, values, line, color=colour, label=name)
     ax.set(xlabel="epoch", ylabel="nats per image")
     ax.legend(frameon=False)
     return ax
+
+
+HELD_OUT = ("validation_", "test_")
+
+
+def _base(name: str) -> str:
+    """`loss` of `test_loss`."""
+    return next((name.removeprefix(prefix) for prefix in HELD_OUT if name.startswith(prefix)), name)

@@ -43,7 +43,7 @@ def count(model: nn.Module) -> int:
     latent_dim=st.integers(1, 5),
     batch_norm=st.booleans(),
 )
-def test_a_seed_gives_auto_encoder_and_vae_the_same_weights_but_for_the_second_head(
+def test_mlp_autoencoder_has_the_weights_of_mlp_vae_for_the_same_seed_except_the_second_head(
     seed, hidden, latent_dim, batch_norm
 ):
     states = []
@@ -55,20 +55,20 @@ def test_a_seed_gives_auto_encoder_and_vae_the_same_weights_but_for_the_second_h
     assert all(torch.equal(vae[name], autoencoder[name]) for name in autoencoder)
 
 
-def test_a_vae_is_an_auto_encoder_and_an_auto_encoder_is_no_vae():
+def test_vae_is_an_autoencoder_and_an_autoencoder_is_no_vae():
     assert isinstance(mlp_vae(SHAPE, 2), Autoencoder)
     assert isinstance(conv_vae((1, 8, 8), 2), VAE)
     assert not isinstance(mlp_autoencoder(SHAPE, 2), VAE)
 
 
 @pytest.mark.parametrize("name", ["prior", "posterior", "log_variance", "sample"])
-def test_an_auto_encoder_has_nothing_that_only_a_distribution_over_codes_could_give(name):
+def test_autoencoder_has_nothing_that_only_a_distribution_over_codes_could_give(name):
     assert hasattr(mlp_vae(SHAPE, 2), name)
     assert not hasattr(mlp_autoencoder(SHAPE, 2), name)
 
 
 @every_model
-def test_codes_and_reconstructions_are_deterministic(build):
+def test_encode_and_reconstruct_are_deterministic(build):
     model = build().eval()
     x, before = images(model), torch.get_rng_state()
     assert torch.equal(model.encode(x), model.encode(x))
@@ -77,7 +77,7 @@ def test_codes_and_reconstructions_are_deterministic(build):
 
 
 @every_model
-def test_a_reconstruction_is_the_decoded_code(build):
+def test_reconstruct_returns_the_decoded_code(build):
     model = build().eval()
     x = images(model)
     assert model.encode(x).shape == (6, 2)
@@ -87,14 +87,14 @@ def test_a_reconstruction_is_the_decoded_code(build):
 
 
 @pytest.mark.parametrize("name", ["dense VAE", "convolutional VAE"])
-def test_the_code_of_a_vae_is_the_mean_of_its_posterior(name):
+def test_encode_of_a_vae_is_the_mean_of_its_posterior(name):
     model = BUILDERS[name]().eval()
     x = images(model)
     assert torch.equal(model.encode(x), model.posterior(x).mean)
 
 
 @every_model
-def test_images_of_another_shape_are_refused(build):
+def test_encode_refuses_images_of_another_shape(build):
     model = build()
     with refused(ValueError, "x must be float images", "(2, 1, 5, 5)"):
         model.encode(torch.rand(2, 1, 5, 5))
@@ -103,7 +103,7 @@ def test_images_of_another_shape_are_refused(build):
 # The convolutional VAE
 
 
-def test_distributions_of_the_convolutional_vae_have_the_documented_shapes():
+def test_conv_vae_returns_distributions_of_the_documented_shapes():
     model = conv_vae((3, 8, 16), 5, channels=(4, 6))
     x = images(model, 4)
     q = model.posterior(x)
@@ -114,7 +114,7 @@ def test_distributions_of_the_convolutional_vae_have_the_documented_shapes():
     assert model.eval().decode(torch.zeros(5)).shape == model.sample(1)[0].shape == (3, 8, 16)
 
 
-def test_a_grid_of_codes_is_decoded_by_convolutions_as_its_rows_are():
+def test_decode_of_a_grid_of_codes_by_conv_vae_is_that_of_its_rows():
     model, z = conv_vae((3, 8, 8), 2, channels=(4, 6)).eval(), torch.randn(3, 5, 2)
     assert torch.allclose(model.decode(z), torch.stack([model.decode(row) for row in z]), atol=1e-14)
 
@@ -125,15 +125,15 @@ def test_a_grid_of_codes_is_decoded_by_convolutions_as_its_rows_are():
     [
         ((1, 8, 8), 0, ["latent_dim must be a positive integer", "got 0"]),
         ((1, 8, 8), 2.5, ["latent_dim must be a positive integer", "got 2.5"]),
-        ((8, 8), 2, ["input_shape must be (C, H, W)", "(8, 8)"]),
+        ((8, 0, 8), 2, ["input_shape must be", "(C, H, W)", "got (8, 0, 8)"]),
     ],
 )
-def test_builders_say_what_is_wrong(build, shape, latent_dim, words):
+def test_conv_vae_mlp_vae_and_mlp_autoencoder_say_what_is_wrong(build, shape, latent_dim, words):
     with refused(ValueError, *words):
         build(shape, latent_dim)
 
 
-def test_a_size_that_three_halvings_do_not_divide_is_refused():
+def test_conv_vae_refuses_a_size_that_three_halvings_do_not_divide():
     with refused(ValueError, "3 halvings", "28"):
         conv_vae((1, 28, 28), 2)
 
@@ -156,13 +156,13 @@ SALEH = dict(hidden=(400, 256, 128), batch_norm=False)
         (lambda: mlp_vae((1, 28, 28), 50, **IRVIN), 860_884),
     ],
 )
-def test_the_documents_networks_have_their_numbers_of_parameters(build, expected):
+def test_conv_vae_and_mlp_vae_have_the_numbers_of_parameters_of_the_documents(build, expected):
     with torch.device("meta"):
         assert count(build()) == expected
 
 
 @pytest.mark.parametrize("latent_dim", [2, 10, 50])
-def test_an_auto_encoder_has_as_many_parameters_as_the_vae_but_for_one_head(latent_dim):
+def test_mlp_autoencoder_has_as_many_parameters_as_mlp_vae_except_one_head(latent_dim):
     with torch.device("meta"):
         vae, autoencoder = (count(build((1, 28, 28), latent_dim, **SALEH)) for build in (mlp_vae, mlp_autoencoder))
     assert vae - autoencoder == 128 * latent_dim + latent_dim
@@ -172,7 +172,7 @@ def test_an_auto_encoder_has_as_many_parameters_as_the_vae_but_for_one_head(late
 
 
 @every_model
-def test_the_objective_is_minus_the_cross_entropy_at_the_code(build):
+def test_reconstruction_log_likelihood_is_minus_the_cross_entropy_at_the_code(build):
     model = build().eval()
     x = images(model)
     logits = model.decoder(model.mean(model.encoder(x))).reshape(x.shape)
@@ -184,7 +184,7 @@ def test_the_objective_is_minus_the_cross_entropy_at_the_code(build):
 
 
 @pytest.mark.parametrize("name", ["dense VAE", "convolutional VAE"])
-def test_the_objective_is_the_limit_of_the_elbos_first_term_as_the_posterior_narrows(name):
+def test_reconstruction_log_likelihood_is_the_limit_of_the_elbos_first_term_as_the_posterior_narrows(name):
     model = BUILDERS[name]().eval()
     x = images(model)
     nn.init.zeros_(model.log_variance.weight)
@@ -199,7 +199,7 @@ def test_the_objective_is_the_limit_of_the_elbos_first_term_as_the_posterior_nar
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_its_gradient_agrees_with_finite_differences(likelihood):
+def test_reconstruction_log_likelihood_has_the_gradient_of_finite_differences(likelihood):
     model = mlp_autoencoder(SHAPE, 2, hidden=(7, 5), activation="tanh", likelihood=likelihood)
     x, start, step = images(model), parameters_to_vector(model.parameters()).detach(), 1e-5
     direction = torch.randn_like(start)
@@ -235,7 +235,7 @@ def squared_error(negative_log_likelihood: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 4])
-def test_a_linear_auto_encoder_trained_with_gaussian_likelihood_reaches_pca_and_goes_no_lower(latent_dim):
+def test_autoencoder_of_linear_layers_and_gaussian_likelihood_reaches_pca_and_goes_no_lower(latent_dim):
     model = linear_autoencoder(latent_dim)
     x, errors = images(model, 40), []
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=1000, tolerance_change=0, line_search_fn="strong_wolfe")
@@ -254,7 +254,7 @@ def test_a_linear_auto_encoder_trained_with_gaussian_likelihood_reaches_pca_and_
     assert reconstruction_mse(model, x) == pytest.approx(optimum, rel=1e-8)
 
 
-def test_a_linear_auto_encoder_as_wide_as_its_images_can_reconstruct_them_exactly():
+def test_autoencoder_of_linear_layers_as_wide_as_its_images_can_reconstruct_them_exactly():
     model = linear_autoencoder(12)
     with torch.no_grad():
         for layer in (model.mean, model.decoder):

@@ -15,7 +15,9 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from vae_core.experiments.records import default_out, load_trained
 from vae_core.interactive.explorer import FUNCTIONS, DecoderWeights, EncodedImages, LatentExplorer, export_decoder
-from vae_core.models import VAE, conv_vae
+from vae_core.interactive.sliders import latent_grid, latent_sliders
+from vae_core.likelihoods import categorical
+from vae_core.models import VAE, conv_vae, mlp_autoencoder, mlp_conditional_vae, mlp_vae
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +99,7 @@ def squashed(output: Tensor) -> Independent:
     return Independent(Normal(output.tanh(), 1.0), 3)
 
 
-LINEAR = nn.Linear(3, 12)
+LINEAR, ONE = nn.Linear(3, 12), torch.eye(3)[0]
 REFUSED = {
     "has a Unflatten where none can": lambda: conv_vae((1, 8, 8), 3, (4, 4)),
     "has a ELU where none can": lambda: lively(activation="elu"),
@@ -109,6 +111,10 @@ REFUSED = {
     "is a Linear, not a stack of layers": lambda: with_decoder(LINEAR),
     "not a stack of layers": lambda: with_decoder(nn.Sequential(), latent_dim=12),
     "mean is neither the decoder's output nor its sigmoid": lambda: lively(likelihood=squashed),
+    "takes 5 numbers where the code has 2": lambda: mlp_conditional_vae(SHAPE, 2, 3, hidden=(7,)),
+    "as with a condition; use latent_sliders(model.given(y))": lambda: mlp_conditional_vae(SHAPE, 2, 3).given(ONE),
+    "outputs 24 numbers for images of 12 pixels": lambda: lively(likelihood="learned_gaussian"),
+    "outputs 60 numbers": lambda: lively(likelihood=categorical(5)),
 }
 
 
@@ -118,6 +124,26 @@ def test_a_decoder_that_cannot_be_exported_says_why_and_what_else_to_use(words):
     for attempt in (export_decoder, LatentExplorer):
         with refused(ValueError, words, "latent_sliders"):
             attempt(model)
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 2), (2, 3, 4), (12,), (3, 4), (1, 3, 2, 2)])
+@pytest.mark.parametrize("attempt", [export_decoder, LatentExplorer, latent_sliders, latent_grid])
+def test_explorers_and_sliders_refuse_other_data_than_images_of_one_or_three_channels(attempt, shape):
+    with refused(ValueError, "images of 1 or 3 channels", f"got shape {shape}"):
+        attempt(mlp_vae(shape, 2, hidden=(7,)))
+
+
+@pytest.mark.parametrize("extent", [0.0, -3.0, float("nan"), float("inf")])
+def test_an_extent_that_is_not_positive_is_refused(extent):
+    with refused(ValueError, "extent must be positive and finite"):
+        LatentExplorer(lively(), extent=extent)
+
+
+def test_sliders_move_a_conditional_model_under_a_condition():
+    model = mlp_conditional_vae(SHAPE, 2, 3, hidden=(7,))
+    assert len(latent_sliders(model.given(torch.eye(3)[1])).sliders) == 2
+    with refused(ValueError, "needs its condition", "model.given(y)"):
+        latent_sliders(model)
 
 
 def test_a_weight_too_large_for_half_precision_is_refused_with_its_size():
@@ -235,7 +261,7 @@ def test_encoded_images_come_back_from_a_file(tmp_path):
 def test_classes_of_other_images_and_more_images_than_codes_are_refused():
     model = lively()
     _, x, y = encoded(model)
-    with refused(ValueError, "labels", "(29,)", "(30, 2)"):
+    with refused(ValueError, "y must hold one entry for each image", "29 for 30"):
         EncodedImages.of(model, x, y[:-1])
     with refused(ValueError, "images", "(10, 1, 3, 4)", "(5, 2)"):
         EncodedImages.of(model, x, y, max_codes=5)
@@ -255,3 +281,55 @@ def test_classes_that_no_byte_holds_are_refused():
     for labels in (y + 247, y - 1):
         with refused(ValueError, "255"):
             EncodedImages.of(model, x, labels)
+
+
+def test_encoded_images_take_arrays_lists_and_bytes():
+    model = lively()
+    expected, x, y = encoded(model)
+    forms = [(x.numpy(), y.numpy()), (list(x), y.tolist()), (x, y.float()), (x.tolist(), tuple(y.tolist()))]
+    for images, labels in forms:
+        found = EncodedImages.of(model, images, labels)
+        assert torch.equal(found.codes, expected.codes)
+        assert torch.equal(found.labels, expected.labels)
+        assert torch.equal(found.images, expected.images)
+    stored = (255 * x).round().byte()
+    assert torch.equal(EncodedImages.of(model, stored, y).images, expected.images)
+    assert torch.equal(EncodedImages.of(model, x > 0.5, y).images, 255 * (x[:10] > 0.5).byte())
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "change"),
+    [
+        (ValueError, ["x must hold values from 0 to 1", "got -0."], lambda x, y: (2 * x / x.max() - 1, y)),
+        (ValueError, ["x must hold values from 0 to 1", "to 255"], lambda x, y: (255 * x / x.max(), y)),
+        (ValueError, ["x must be finite"], lambda x, y: (x / 0, y)),
+        (ValueError, ["x is uint8", "maximum is 1"], lambda x, y: ((x > 0.5).byte(), y)),
+        (TypeError, ["x must not be a masked array"], lambda x, y: (np.ma.array(x.numpy(), mask=x.numpy() > 0.5), y)),
+        (TypeError, ["x must hold real numbers"], lambda x, y: (x + 1j, y)),
+        (ValueError, ["y must be whole numbers", "4.5"], lambda x, y: (x, y + 0.5 * (y == 4))),
+        (TypeError, ["y must not be a masked array"], lambda x, y: (x, np.ma.array(y.numpy(), mask=y.numpy() > 3))),
+        (TypeError, ["y must hold real numbers"], lambda x, y: (x, [f"class {k}" for k in y.tolist()])),
+        (ValueError, ["y must be classes from 0 to 255", "got -1 to 8"], lambda x, y: (x, y - 1)),
+        (ValueError, ["class_names must name 10 classes, got 2"], lambda x, y: (x, y, ["a", "b"])),
+    ],
+)
+def test_encoded_images_refuse_data_whose_meaning_would_be_lost(kind, words, change):
+    model = lively()
+    _, x, y = encoded(model)
+    x, y, *names = change(x, y)
+    with refused(kind, *words):
+        EncodedImages.of(model, x, y, class_names=names[0] if names else ())
+
+
+def test_encoded_images_of_a_model_without_a_posterior_are_refused():
+    with refused(TypeError, "model must be a VAE", "Autoencoder"):
+        EncodedImages.of(mlp_autoencoder(SHAPE, 2, hidden=(7,)), torch.rand(3, *SHAPE), [0, 1, 2])
+
+
+def test_class_names_are_optional_and_kept(tmp_path):
+    model, names = lively(), [f"Klasse {k} é" for k in range(10)]
+    found, *_ = encoded(model, class_names=names)
+    found.save(tmp_path / "codes.safetensors")
+    assert EncodedImages.load(tmp_path / "codes.safetensors").class_names == tuple(names)
+    assert LatentExplorer(model, found).class_names == names
+    assert LatentExplorer(model, encoded(model)[0]).class_names == []

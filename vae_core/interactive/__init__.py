@@ -2,7 +2,7 @@
 
 ====================  ==============================================================
 `sliders`             sliders that decode with the running kernel: any decoder
-`explorer`            the latent explorer, decoded in the reader's browser: dense decoders
+`explorer`            the latent explorer, decoded in the browser: dense decoders
 `flipbook`            sliders over figures drawn beforehand, with no kernel
 ====================  ==============================================================
 """

@@ -1,10 +1,12 @@
-"""The latent explorer: a widget whose decoder runs in the reader's browser, with a kernel or without.
+"""The latent explorer: a widget whose decoder runs in the browser, with a kernel or without.
 
 Needs anywidget (`pip install "vae_core[widgets]"`); the JavaScript is `explorer.js`.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakValueDictionary
@@ -17,9 +19,10 @@ import traitlets
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vae_core._inputs import as_images, as_labels
 from vae_core.evaluation import kl_per_unit
 from vae_core.plots import PALETTE
-from vae_core.runtime import evaluation_mode, save_tensors
+from vae_core.runtime import device_of, dtype_of, evaluation_mode, save_tensors, unit_interval
 
 if TYPE_CHECKING:
     from vae_core.models import VAE, Autoencoder
@@ -29,7 +32,7 @@ FUNCTIONS = {"none": lambda y: y, "relu": torch.relu, "tanh": torch.tanh, "sigmo
 
 
 def export_decoder(model: "Autoencoder") -> tuple[dict[str, Any], bytes]:
-    r"""A dense decoder as a small header and one float16 blob: for each layer W (outputs × inputs), then b.
+    r"""Return a dense decoder as a small header and one float16 blob: for each layer W (outputs × inputs), then b.
 
     Batch norm is folded into the layer before it, by its running averages:
 
@@ -37,13 +40,34 @@ def export_decoder(model: "Autoencoder") -> tuple[dict[str, Any], bytes]:
               s = \gamma/\sqrt{\bar\sigma^2+\epsilon}
 
     The header holds `shape`, [C, H, W], and `layers`, a list of {"inputs", "outputs", "activation"}; the last
-    activation makes the likelihood's mean of the decoder's output. Raises ValueError, naming what stands in the way,
-    for a decoder that is not a stack of Linear, BatchNorm1d, ReLU, tanh and sigmoid, or for a likelihood whose mean is
-    another function; `widgets.latent_sliders` takes any decoder.
+    activation turns the decoder's output into the likelihood's mean.
+
+    Raises:
+        ValueError: The data are not images of one or three channels, the decoder is not a stack of Linear, BatchNorm1d,
+            ReLU, tanh and sigmoid, takes a condition, or has more than one output for each pixel, or the likelihood's
+            mean is another function of it. The message names the reason; `sliders.latent_sliders` takes any decoder.
     """
+    if len(model.input_shape) != 3 or model.input_shape[0] not in (1, 3):
+        raise ValueError(f"an explorer draws images of 1 or 3 channels, (C, H, W), got shape {model.input_shape}")
+    layers, activations = _layers(model.decoder)
+    _check_sizes(model, layers)
+    activations = _with_output(model, layers, activations)
+    sizes = [{"inputs": W.shape[1], "outputs": W.shape[0]} for W, _ in layers]
+    header: dict[str, Any] = {"shape": list(model.input_shape)}
+    header["layers"] = [size | {"activation": name} for size, name in zip(sizes, activations, strict=True)]
+    flat = torch.cat([part.flatten() for layer in layers for part in layer]).cpu().numpy()
+    if not np.abs(flat).max() <= np.finfo(np.float16).max:  # nan is refused as well
+        raise ValueError(
+            f"the decoder has a weight of {np.abs(flat).max():.0f}, too large for float16; use latent_sliders"
+        )
+    return header, flat.astype("<f2").tobytes()
+
+
+def _layers(decoder: nn.Module) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
+    """The weights and biases of the decoder's layers, with batch norm folded in, and their activations."""
     layers: list[tuple[Tensor, Tensor]] = []
     activations: list[str] = []
-    for module in _stack(model.decoder):
+    for module in _stack(decoder):
         if isinstance(module, nn.Linear):
             bias = module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
             layers.append((module.weight.detach().double(), bias.detach().double()))
@@ -56,16 +80,17 @@ def export_decoder(model: "Autoencoder") -> tuple[dict[str, Any], bytes]:
             raise ValueError(
                 f"the decoder has a {type(module).__name__} where none can be exported; use latent_sliders"
             )
-    activations = _with_output(model, layers, activations)
-    sizes = [{"inputs": W.shape[1], "outputs": W.shape[0]} for W, _ in layers]
-    header: dict[str, Any] = {"shape": list(model.input_shape)}
-    header["layers"] = [size | {"activation": name} for size, name in zip(sizes, activations, strict=True)]
-    flat = torch.cat([part.flatten() for layer in layers for part in layer]).cpu().numpy()
-    if np.abs(flat).max() > np.finfo(np.float16).max:
-        raise ValueError(
-            f"the decoder has a weight of {np.abs(flat).max():.0f}, too large for float16; use latent_sliders"
-        )
-    return header, flat.astype("<f2").tobytes()
+    return layers, activations
+
+
+def _check_sizes(model: "Autoencoder", layers: list[tuple[Tensor, Tensor]]) -> None:
+    """Raise ValueError unless the decoder maps a code alone to one number for each pixel."""
+    inputs, outputs, pixels = layers[0][0].shape[1], layers[-1][0].shape[0], prod(model.input_shape)
+    if inputs != model.latent_dim:
+        told = f"the decoder takes {inputs} numbers where the code has {model.latent_dim}, as with a condition"
+        raise ValueError(f"{told}; use latent_sliders(model.given(y))")
+    if outputs != pixels:
+        raise ValueError(f"the decoder outputs {outputs} numbers for images of {pixels} pixels; use latent_sliders")
 
 
 def _stack(decoder: nn.Module) -> list[nn.Module]:
@@ -112,7 +137,7 @@ class DecoderWeights(ipywidgets.Widget):
 
     @classmethod
     def of(cls, model: "Autoencoder") -> "DecoderWeights":
-        """The weights of this model as they are now."""
+        """Return the weights of this model as they are now."""
         header, blob = export_decoder(model)
         digest = hashlib.sha256(repr(header).encode() + blob).hexdigest()
         widget = cls._kept.get(digest)
@@ -125,66 +150,113 @@ class DecoderWeights(ipywidgets.Widget):
 class EncodedImages:
     """What an explorer shows of test images: their codes, classes, a few of themselves, and the units' KL.
 
-    `codes` (N, d) are means of q(z|x), `labels` (N,) classes below 256, `images` (M, C, H, W) the first M ≤ N images in
-    uint8, `kl` (d,) the mean KL of each unit, nats. Raises ValueError where these do not fit together.
+    Args:
+        codes: Means of q(z|x), (N, d).
+        labels: Classes from 0 to 255, (N,), uint8.
+        images: The first M ≤ N images, (M, C, H, W), uint8.
+        kl: The mean KL of each unit, (d,), nats.
+        class_names: The name of class k at place k; none if the classes are numbers.
+
+    Raises:
+        ValueError: These do not fit together.
     """
 
     codes: Tensor
     labels: Tensor
     images: Tensor
     kl: Tensor
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n, d = self.codes.shape
         if self.labels.shape != (n,) or self.kl.shape != (d,) or len(self.images) > n:
-            shapes = {name: tuple(value.shape) for name, value in vars(self).items()}
+            shapes = {name: tuple(value.shape) for name, value in vars(self).items() if name != "class_names"}
             raise ValueError(f"codes (N, d), labels (N,), images (at most N, C, H, W) and kl (d,) do not fit: {shapes}")
+        if self.class_names and n and len(self.class_names) <= int(self.labels.max()):
+            classes = int(self.labels.max()) + 1
+            raise ValueError(f"class_names must name {classes} classes, got {len(self.class_names)}")
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: "VAE", x: Tensor, y: Tensor, *, starts: int = 10, max_codes: int = 1000) -> "EncodedImages":
-        """Encode float images x (N, C, H, W) of classes y; the KL is over all of them, `max_codes` codes are kept."""
-        y = torch.as_tensor(y)
-        if len(y) and not 0 <= int(y.min()) <= int(y.max()) <= 255:
-            raise ValueError(f"y must be classes from 0 to 255, got {int(y.min())} to {int(y.max())}")
+    def of(
+        cls,
+        model: "VAE",
+        x: Any,
+        y: Any,
+        *,
+        starts: int = 10,
+        max_codes: int = 1000,
+        class_names: Sequence[str] = (),
+    ) -> "EncodedImages":
+        """Encode images.
+
+        Args:
+            model: A VAE.
+            x: Images (N, C, H, W), float in [0, 1] or uint8, as a tensor, an array, a list or a Dataset.
+            y: Their classes (N,), from 0 to 255, in any of these forms.
+            starts: How many images are kept.
+            max_codes: How many codes are kept; the KL is over all images.
+            class_names: The name of class k at place k.
+
+        Raises:
+            TypeError: The model has no posterior; x or y hold a mask, complex numbers or strings.
+            ValueError: A value of x is outside of [0, 1], a class is fractional, negative or above 255, or the numbers
+                of images and classes differ.
+        """
+        if not hasattr(model, "posterior"):
+            raise TypeError(f"model must be a VAE, whose units have a KL, got {type(model).__name__}")
+        x, dtype = as_images(x, dtype=dtype_of(model)), dtype_of(model)
+        x, y = unit_interval(x, dtype), as_labels(y, len(x))
+        for name, values, low, high in (("x must hold values", x, 0, 1), ("y must be classes", y, 0, 255)):
+            if len(values) and not low <= values.min() <= values.max() <= high:
+                got = f"{values.min().item():g} to {values.max().item():g}"
+                raise ValueError(f"{name} from {low} to {high}, got {got}")
         with evaluation_mode(model):
-            codes = model.encode(x[:max_codes].to(next(model.parameters()).device))
-        images = (255 * x[:starts]).round().byte()
-        return cls(codes.cpu(), y[:max_codes].cpu().byte(), images.cpu(), kl_per_unit(model, x).to(codes).cpu())
+            codes = model.encode(x[:max_codes].to(device_of(model)))
+        images, kl = (255 * x[:starts]).round().byte(), kl_per_unit(model, x).to(codes)
+        return cls(codes.cpu(), y[:max_codes].cpu().byte(), images.cpu(), kl.cpu(), tuple(class_names))
 
     def save(self, path: Path) -> None:
         """Write them as safetensors, codes in half precision; atomically."""
         fields = {name: getattr(self, name) for name in ("labels", "images")}
+        if self.class_names:
+            fields["class_names"] = torch.tensor(list("\n".join(self.class_names).encode()), dtype=torch.uint8)
         save_tensors(fields | {"codes": self.codes.half(), "kl": self.kl.float()}, path)
 
     @classmethod
     def load(cls, path: Path) -> "EncodedImages":
-        """What `save` has written."""
+        """Return what `save` has written."""
         fields = load_file(path)
-        return cls(fields["codes"].float(), fields["labels"], fields["images"], fields["kl"])
+        names = bytes(fields["class_names"].tolist()).decode().split("\n") if "class_names" in fields else ()
+        return cls(fields["codes"].float(), fields["labels"], fields["images"], fields["kl"], tuple(names))
 
     def traits(self) -> dict[str, Any]:
-        """As the JavaScript wants them."""
+        """Return them as the JavaScript reads them."""
         return {
             "codes": self.codes.numpy().astype("<f2").tobytes(),
             "labels": self.labels.numpy().tobytes(),
             "images": self.images.numpy().tobytes(),
             "kl": [round(value, 4) for value in self.kl.tolist()],
             "order": self.kl.argsort(descending=True).tolist(),
+            "class_names": list(self.class_names),
         }
 
 
 class LatentExplorer(anywidget.AnyWidget):
     r"""Move through the latent space of a dense VAE and see what its decoder makes of each code.
 
-    With two latent units: a plane to drag in, with the codes of test images behind it; with more: a slider for each. It
-    draws from the prior, starts from a test image, goes on to another, and sweeps one unit. `explorer.z` is the code, a
-    list of d floats; setting it moves the picture.
+    With two latent units it is a plane to drag in, in front of the codes of test images; with more, a slider for each.
+    It draws from the prior, starts from a test image, goes on to another, and sweeps one unit. `explorer.z` is the
+    code, a list of d floats; setting it moves the image. With test images the units are sorted by their KL, and those
+    with at most 0.01 nats are folded away.
 
-    `encoded` (`EncodedImages.of(model, x, y)`) are test images: their codes lie behind the plane, and the first few can
-    be started from. With them the units are sorted by their KL, and those with at most 0.01 nats are folded away. Each
-    number runs over [−extent, extent]. Raises ValueError where `export_decoder` does, and for codes or images of
-    another model.
+    Args:
+        model: A VAE whose decoder `export_decoder` takes.
+        encoded: Test images, `EncodedImages.of(model, x, y)`.
+        extent: Each number of the code runs over [−extent, extent].
+
+    Raises:
+        ValueError: As `export_decoder` does; `encoded` is of another model, or `extent` is not positive.
     """
 
     _esm = Path(__file__).with_name("explorer.js")
@@ -197,6 +269,7 @@ class LatentExplorer(anywidget.AnyWidget):
     codes = traitlets.Bytes().tag(sync=True)
     labels = traitlets.Bytes().tag(sync=True)
     images = traitlets.Bytes().tag(sync=True)
+    class_names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     palette = traitlets.List(list(PALETTE)).tag(sync=True)
 
     def __init__(self, model: "VAE", encoded: EncodedImages | None = None, *, extent: float = 3.0) -> None:
@@ -205,6 +278,8 @@ class LatentExplorer(anywidget.AnyWidget):
             ours = (model.latent_dim, *model.input_shape)
             if theirs != ours:
                 raise ValueError(f"encoded is of another model: (d, C, H, W) is {theirs}, and the model's is {ours}")
+        if not 0 < extent < inf:
+            raise ValueError(f"extent must be positive and finite, got {extent!r}")
         fields = {} if encoded is None else encoded.traits()
         super().__init__(decoder=DecoderWeights.of(model), z=[0.0] * model.latent_dim, extent=extent, **fields)
 
@@ -216,7 +291,7 @@ class LatentExplorer(anywidget.AnyWidget):
         return value
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        """As any widget's, but for a text that is the same in every session."""
+        """Return any widget's bundle, with a text that is the same in every session."""
         bundle = super()._repr_mimebundle_(**options)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         if data:

@@ -1,7 +1,7 @@
-"""A flipbook: pictures drawn beforehand, one for each position of its sliders; it needs no kernel to be turned.
+"""A flipbook: figures drawn beforehand, one for each position of its sliders. It moves without a kernel.
 
-Anything that Python can draw will do; `explorer.LatentExplorer` computes its pictures in the browser instead. Needs
-anywidget (`pip install "vae_core[widgets]"`); what the browser runs is `flipbook.js`.
+It shows anything that Python can draw; `explorer.LatentExplorer` computes its images in the browser instead. Needs
+anywidget (`pip install "vae_core[widgets]"`); the JavaScript is `flipbook.js`.
 """
 
 import base64
@@ -17,32 +17,39 @@ import traitlets
 from IPython.display import SVG, Image
 from numpy.typing import ArrayLike
 
-LARGEST = 1_000_000  # characters of all pictures together; a page is read on phones, too
+LARGEST = 1_000_000  # characters of all figures together; a page is read on phones, too
 PNG = b"\x89PNG\r\n\x1a\n"
 XMLNS = 'xmlns="http://www.w3.org/2000/svg"'  # without it a picture of its own (`still`) stays blank
 Picture = str | bytes  # SVG, or a PNG
 
 
 def points(x: ArrayLike, y: ArrayLike) -> str:
-    """The corners x, y (N,) for an SVG polyline or polygon, "x,y x,y …", to a tenth: few bytes for many frames."""
+    """Return the corners x, y (N,) of an SVG polyline or polygon, "x,y x,y …", to a tenth, in few bytes."""
     corners = zip(np.round(np.asarray(x, float), 1).tolist(), np.round(np.asarray(y, float), 1).tolist(), strict=True)
     return " ".join(f"{a:g},{b:g}" for a, b in corners)
 
 
 def svg(width: int, height: int, *shapes: str) -> str:
-    """A picture of these shapes, `width` × `height` units; it grows and shrinks with the page."""
+    """Return a figure of these shapes, `width` × `height` units; it scales with the page."""
     return f'<svg {XMLNS} viewBox="0 0 {width} {height}" width="{width}" height="{height}">{"".join(shapes)}</svg>'
 
 
 class Flipbook(anywidget.AnyWidget):
-    """Sliders that turn over pictures, all of them drawn when this is made: it moves with or without a kernel.
+    """Sliders that choose among figures, all of which are drawn when this is made: it moves with or without a kernel.
 
-    `sliders` maps each slider's name to its values, in order. `draw(*values)` gives one picture and the words that
-    tell what is to be seen on it: the picture is SVG text (`svg`; what it has in common with the others costs nothing)
-    or the bytes of a PNG; the words are shown below it, read out, and its alternative text. It opens at `start`, one
-    value per slider; default: the first of each. `values` are the present ones, and may be set; the traitlet `position`
-    counts them from 0, for `observe`. Raises ValueError for a slider with fewer than two different values, a start that
-    no slider has, an answer of `draw` that is no such pair, and pictures of more than `LARGEST` characters together.
+    `values` are the present values of the sliders, and may be set; the traitlet `position` counts them from 0, for
+    `observe`.
+
+    Args:
+        sliders: Each slider's name and its values, in order.
+        draw: `draw(*values)` returns a figure and the words that describe it. The figure is SVG text (`svg`; what it
+            shares with the others is stored once) or the bytes of a PNG. The words are shown below it, read out, and
+            used as its alternative text.
+        start: One value per slider; the first of each if None.
+
+    Raises:
+        ValueError: A slider has fewer than two different values, `start` is not among them, `draw` returns something
+            else, or the figures take more than `LARGEST` characters together.
     """
 
     _esm = Path(__file__).with_name("flipbook.js")
@@ -67,7 +74,7 @@ class Flipbook(anywidget.AnyWidget):
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """What the sliders stand at, one value each, as given."""
+        """The present value of each slider, as given."""
         return tuple(choices[k] for choices, k in zip(self._choices.values(), self.position, strict=True))
 
     @values.setter
@@ -88,16 +95,16 @@ class Flipbook(anywidget.AnyWidget):
         return value
 
     def still(self) -> SVG | Image:
-        """The present picture, for paper and for readers without scripts: show it in the flipbook's own cell.
+        """Return the present figure, for paper and for browsers without scripts: show it in the flipbook's own cell.
 
-        With the class `without-script` (cell metadata mystnb.image.classes) a page hides it once the flipbook stands.
+        With the class `without-script` (cell metadata mystnb.image.classes) a page hides it once the flipbook is there.
         """
         at = np.ravel_multi_index(self.position, [len(labels) for labels in self.labels])
         picture = self.frames["head"] + self.frames["middles"][at] + self.frames["tail"]
         return SVG(picture) if picture.startswith("<svg") else Image(base64.b64decode(picture.split('"')[1][22:]))
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        """As any widget's, but for a text that is the same in every session."""
+        """Return any widget's bundle, with a text that is the same in every session."""
         bundle = super()._repr_mimebundle_(**options)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         if data:
@@ -110,7 +117,7 @@ def _label(value: Any) -> str:
 
 
 def _labels(choices: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
-    """The values as readers see them; they tell positions apart, so they must differ."""
+    """The values as they are shown; they must differ to tell positions apart."""
     if not choices:
         raise ValueError("sliders must name at least one slider and its values, got none")
     labels = {name: [_label(value) for value in values] for name, values in choices.items()}
@@ -138,14 +145,14 @@ def _drawn(draw: Callable[..., tuple[Picture, str]], values: tuple[Any, ...]) ->
 
 
 def _beginning(texts: Sequence[str]) -> str:
-    """The longest text that all of them begin with: the first and the last in the alphabet differ soonest."""
+    """The longest text that all of them begin with; the first and the last in alphabetical order differ earliest."""
     first, last = min(texts), max(texts)
     length = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return first[:length]
 
 
 def _packed(frames: list[tuple[str, str]]) -> dict[str, Any]:
-    """What all pictures begin and end with, once; then the `middles`, and the `words` of each."""
+    """What all figures begin and end with, once, then the `middles` and the `words` of each."""
     pictures, words = ([frame[part] for frame in frames] for part in (0, 1))
     head = _beginning(pictures)
     rests = [picture.removeprefix(head) for picture in pictures]

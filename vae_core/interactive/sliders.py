@@ -1,4 +1,4 @@
-"""Sliders for notebooks. They decode with the running kernel, so any decoder and any device will do.
+"""Sliders for notebooks. They decode with the running kernel, so they take any decoder on any device.
 
 `explorer.LatentExplorer` decodes in the browser instead, for dense decoders.
 """
@@ -23,14 +23,22 @@ PAUSE = 0.03  # seconds that a redraw waits for further changes
 
 
 def latent_sliders(model: "VAE", extent: float = 3.0, size: int = 224) -> "ipywidgets.Widget":
-    """One slider per latent coordinate beside the image that the decoder makes of them.
+    """Return one slider per latent coordinate, beside the image that the decoder makes of them.
 
-    Each slider runs over [−extent, extent]; `size` is the picture's width in pixels. The widget needs a
-    running kernel. It has `.sliders`, a list, and `.image`, an HTML widget; moving a slider decodes and redraws,
-    once for all the changes that came in meanwhile. Needs ipywidgets (`pip install "vae_core[widgets]"`).
+    The widget needs a running kernel. It has `.sliders`, a list, and `.image`, an HTML widget; moving a slider decodes
+    and redraws, once for all the changes that came in meanwhile. Needs ipywidgets (`pip install "vae_core[widgets]"`).
+
+    Args:
+        model: Any VAE or autoencoder of images; of a conditional one, `model.given(y)`.
+        extent: Each slider runs over [−extent, extent].
+        size: The width of the image in pixels of the screen.
+
+    Raises:
+        ValueError: The data are not images of one or three channels.
     """
     import ipywidgets
 
+    _check_images(model)
     names = [f"z{k + 1}" for k in range(model.latent_dim)]
     sliders = [
         ipywidgets.FloatSlider(0.0, min=-extent, max=extent, step=0.05, description=name, readout_format=".2f")
@@ -50,16 +58,25 @@ def latent_sliders(model: "VAE", extent: float = 3.0, size: int = 224) -> "ipywi
 
 
 def latent_grid(model: "VAE", extent: float = 3.0, n: int = 15, size: int = 448) -> "ipywidgets.Widget":
-    """The n×n grid of decoded images of a two-dimensional code, with sliders for its range and resolution.
+    """Return the n×n grid of decoded images of a two-dimensional code, with sliders for its range and resolution.
 
-    `spacing` is linear on [−extent, extent]² or by the prior's quantiles, as in `plots.grid_codes`; `size` is the
-    picture's width in pixels. The widget needs a running kernel. It has `.extent`, `.n`, `.spacing` and `.image`.
-    Raises ValueError unless the model has two latent units. Needs ipywidgets.
+    The widget needs a running kernel. It has `.extent`, `.n`, `.spacing` and `.image`; `spacing` is linear on
+    [−extent, extent]² or by the prior's quantiles, as in `plots.grid_codes`. Needs ipywidgets.
+
+    Args:
+        model: A VAE or autoencoder of images with two latent units; of a conditional one, `model.given(y)`.
+        extent: The range to start with.
+        n: The images on a side to start with.
+        size: The width of the grid in pixels of the screen.
+
+    Raises:
+        ValueError: The model has another number of latent units, or its data are not images of one or three channels.
     """
     import ipywidgets
 
     from vae_core.plots import grid_codes, tile
 
+    _check_images(model)
     if model.latent_dim != 2:
         raise ValueError(f"a grid needs a model with two latent units, got {model.latent_dim}; use latent_sliders")
     reach = ipywidgets.FloatSlider(extent, min=0.5, max=6.0, step=0.1, description="extent")
@@ -80,8 +97,13 @@ def latent_grid(model: "VAE", extent: float = 3.0, n: int = 15, size: int = 448)
     return box
 
 
+def _check_images(model: "VAE") -> None:
+    if len(model.input_shape) != 3 or model.input_shape[0] not in (1, 3):
+        raise ValueError(f"sliders draw images of 1 or 3 channels, (C, H, W), got shape {model.input_shape}")
+
+
 def _redraw_on_change(controls: list, redraw: Callable[[], None]) -> None:
-    """Draw now, and after changes: once for all that arrive within a pause, so that no old pictures queue up."""
+    """Draw now and after changes: once for all that arrive within a pause, so that old images do not queue up."""
     waiting: list[asyncio.TimerHandle] = []
 
     def later(_change: dict) -> None:
@@ -104,7 +126,7 @@ def _redraw_on_change(controls: list, redraw: Callable[[], None]) -> None:
 
 @torch.no_grad()
 def _decode(model: "VAE", codes: list[list[float]]) -> np.ndarray:
-    """The decoder's mean images (N, C, H, W)."""
+    """The mean images (N, C, H, W) at the codes."""
     parameter = next(model.parameters())
     with evaluation_mode(model):
         images = model.decode(torch.tensor(codes, dtype=parameter.dtype, device=parameter.device))
@@ -112,7 +134,7 @@ def _decode(model: "VAE", codes: list[list[float]]) -> np.ndarray:
 
 
 def _img(pixels: np.ndarray, size: int, told: str) -> str:
-    """An HTML image of pixels (C, H, W) in [0, 1]; dark on light where they are grey, nan is paper."""
+    """An HTML image of pixels (C, H, W) in [0, 1]: dark on light if grey; nan is paper."""
     from PIL import Image
 
     paper = 0.0 if len(pixels) == 1 else 1.0
