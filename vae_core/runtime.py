@@ -7,6 +7,7 @@ import platform
 import random
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -87,8 +88,23 @@ def seed_everything(seed: int) -> None:
 
 
 def as_int(value: Any) -> Any:
-    """An integer, NumPy's say, as Python's own; anything else, True and False too, as it is."""
+    """Return a NumPy integer as a Python int; return any other value, including bool, unchanged."""
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+def positive_int(name: str, value: Any, least: int = 1) -> int:
+    """Return `value` as a Python int. Raises ValueError unless it is an integer, Python's or NumPy's, from `least` on.
+
+    Args:
+        name: the argument's name, for the message.
+        value: what the caller passed; True and False are no integers.
+        least: the smallest value allowed: 0 where none is possible too.
+    """
+    number = as_int(value)
+    if type(number) is not int or number < least:
+        kinds = {0: "a non-negative integer", 1: "a positive integer"}
+        raise ValueError(f"{name} must be {kinds.get(least, f'an integer of at least {least}')}, got {value!r}")
+    return number
 
 
 def check_seed(seed: int) -> None:
@@ -119,6 +135,12 @@ def device_of(model: object, default: torch.device = torch.device("cpu")) -> tor
     return next((parameter.device for parameter in parameters), default)
 
 
+def dtype_of(model: object) -> torch.dtype:
+    """Return the floating-point type of a model's parameters; torch's default type for a model without any."""
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    return next((p.dtype for p in parameters if p.is_floating_point()), torch.get_default_dtype())
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: object) -> Iterator[None]:
     """Evaluation mode within, and each module's own mode again afterwards. What is no `nn.Module` is left alone."""
@@ -140,14 +162,41 @@ def random_state(seed: int) -> Iterator[None]:
         yield
 
 
-def unit_interval(x: torch.Tensor) -> torch.Tensor:
-    """Images as the models take them: float in [0, 1].
+_input_is_checked: ContextVar[bool] = ContextVar("input_is_checked", default=False)
 
-    uint8 images (any shape, 0 to 255) are divided by 255; float images pass through unchanged.
-    Raises TypeError for any other dtype.
+
+@contextlib.contextmanager
+def checked_input() -> Iterator[None]:
+    """Within, the objectives do not look at the values of their input: the caller has done so, once for all of it.
+
+    A loop over batches of one data set saves a pass over each batch, and on a GPU a synchronisation.
+    """
+    token = _input_is_checked.set(True)
+    try:
+        yield
+    finally:
+        _input_is_checked.reset(token)
+
+
+def can_read_values(x: torch.Tensor) -> bool:
+    """Return whether an objective should look at the values of x.
+
+    It should not within `checked_input`, and it cannot while torch compiles, captures a CUDA graph or vectorises (vmap).
+    """
+    if torch.compiler.is_compiling() or _input_is_checked.get():
+        return False
+    capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not (capturing or torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
+def unit_interval(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return images as the models take them: floating point in [0, 1].
+
+    uint8 images (any shape, 0 to 255) are divided by 255 in `dtype`, torch's default if None; floating-point images
+    pass through unchanged. Raises TypeError for any other type.
     """
     if x.dtype == torch.uint8:
-        return x.to(torch.get_default_dtype()).div_(255)
+        return x.to(dtype or torch.get_default_dtype()).div_(255)
     if x.is_floating_point():
         return x
     raise TypeError(f"images must be uint8 or floating point, got {x.dtype}")
