@@ -42,7 +42,7 @@ class LogVarianceNormal(Normal):
         return 0.5 * (self.log_variance + 1 + log(2 * pi))
 
 
-def diagonal_normal(mean: Float[Tensor, "*batch d"], log_variance: Float[Tensor, "*batch d"]) -> Independent:
+def diagonal_normal(mean: Float[Tensor, "*#batch #d"], log_variance: Float[Tensor, "*#batch #d"]) -> Independent:
     r"""Return the factorised Gaussian :math:`\mathcal N(\mu, \operatorname{diag}\sigma^2)`.
 
     Args:
@@ -58,7 +58,7 @@ def diagonal_normal(mean: Float[Tensor, "*batch d"], log_variance: Float[Tensor,
     if not (isinstance(mean, Tensor) and isinstance(log_variance, Tensor)):
         kinds = f"{type(mean).__name__} and {type(log_variance).__name__}"
         raise TypeError(f"mean and log_variance must be tensors of shape (..., d), got {kinds}")
-    if mean.dim() == 0 or not _fit(mean.shape, log_variance.shape):
+    if mean.dim() == 0 or not shapes_broadcast(mean.shape, log_variance.shape):
         shapes = f"{tuple(mean.shape)} and {tuple(log_variance.shape)}"
         raise ValueError(f"mean and log_variance must have one shape (..., d), got {shapes}")
     return Independent(LogVarianceNormal(mean, log_variance), 1, validate_args=False)
@@ -106,7 +106,7 @@ def kl_divergence(q: Distribution, p: Distribution) -> Float[Tensor, "*batch"]:
     if q.event_shape != p.event_shape:
         shapes = f"{tuple(q.event_shape)} and {tuple(p.event_shape)}"
         raise ValueError(f"q and p must have the same event shape, got {shapes}")
-    if not _fit(q.batch_shape, p.batch_shape):
+    if not shapes_broadcast(q.batch_shape, p.batch_shape):
         shapes = f"{tuple(q.batch_shape)} and {tuple(p.batch_shape)}"
         raise ValueError(f"the batch shapes of q and p must broadcast, got {shapes}")
     if _is_diagonal(q) and _is_diagonal(p):
@@ -132,7 +132,7 @@ def kl_monte_carlo(q: Distribution, p: Distribution, num_samples: int = 1) -> Fl
     Raises: ValueError unless num_samples is a positive integer and the shapes of q and p agree.
     """
     size = torch.Size([positive_int("num_samples", num_samples)])
-    if q.event_shape != p.event_shape or not _fit(q.batch_shape, p.batch_shape, onto=q.batch_shape):
+    if q.event_shape != p.event_shape or not shapes_broadcast(q.batch_shape, p.batch_shape, onto=q.batch_shape):
         shapes = " and ".join(f"batch {tuple(r.batch_shape)}, event {tuple(r.event_shape)}" for r in (q, p))
         wrap = "wrap one without its event shape: torch.distributions.Independent(q, 1)"
         raise ValueError(f"q and p must have the same event shape, and p no batch that q lacks, got {shapes}; {wrap}")
@@ -173,17 +173,17 @@ def log_variance(q: Distribution) -> Float[Tensor, "*batch d"]:
     return q.variance.log()
 
 
-def _is_diagonal(r: Distribution) -> TypeGuard[Independent]:
-    return isinstance(r, Independent) and isinstance(r.base_dist, Normal) and r.reinterpreted_batch_ndims == 1
-
-
-def _fit(one: torch.Size, other: torch.Size, onto: torch.Size | None = None) -> bool:
-    """Whether two shapes broadcast, to the shape `onto` if it is given."""
+def shapes_broadcast(one: torch.Size, other: torch.Size, onto: torch.Size | None = None) -> bool:
+    """Return whether two shapes broadcast, to the shape `onto` if it is given."""
     try:
         together = torch.broadcast_shapes(one, other)
     except RuntimeError:
         return False
     return onto is None or together == onto
+
+
+def _is_diagonal(r: Distribution) -> TypeGuard[Independent]:
+    return isinstance(r, Independent) and isinstance(r.base_dist, Normal) and r.reinterpreted_batch_ndims == 1
 
 
 def _log_variance(r: Normal) -> Tensor:

@@ -1,0 +1,52 @@
+"""What a model returns, checked where it enters the objectives: its kind, its batch and event shapes, its support."""
+
+from typing import Any
+
+from torch import Size, Tensor
+from torch.distributions import Distribution
+
+from vae_core.distributions import shapes_broadcast
+from vae_core.likelihoods import check_support
+from vae_core.runtime import can_read_values
+
+WRAP = "wrap it: torch.distributions.Independent(distribution, 1)"
+
+
+def check_latent(q: Any, prior: Any, n: int) -> None:
+    """Raise unless q has one batch element for each of n data, and the prior the same event shape and no wider batch.
+
+    Raises TypeError for what is no distribution, ValueError for other shapes.
+    """
+    _check_distribution(q, "posterior(x)")
+    _check_distribution(prior, "prior")
+    batch, event = q.batch_shape, q.event_shape
+    if not event or batch[-1:] != (n,):
+        raise ValueError(f"posterior(x) must have batch shape ({n},) and event shape (d,), got {_shapes(q)}; {WRAP}")
+    if prior.event_shape != event or not shapes_broadcast(prior.batch_shape, batch, batch):
+        wanted = f"batch shape () and the event shape of posterior(x), {tuple(event)}"
+        raise ValueError(f"prior must have {wanted}, got {_shapes(prior)}; {WRAP}")
+
+
+def check_likelihood(p: Any, batch: Size, x: Tensor) -> None:
+    """Raise unless p is p(x|z) for codes of this batch shape, and x lies in its support (where values can be read).
+
+    Raises TypeError for what is no distribution, ValueError for other shapes or values.
+    """
+    _check_distribution(p, "likelihood(z)")
+    event = x.shape[1:]
+    if p.event_shape != event or p.batch_shape != batch:
+        wanted = f"batch shape {tuple(batch)} and event shape {tuple(event)}, that of one datum"
+        dims = max(x.dim() - 1, 1)
+        wrap = f"torch.distributions.Independent(distribution, {dims}) makes {dims} dimensions the event"
+        raise ValueError(f"likelihood(z) must have {wanted}, got {_shapes(p)}; {wrap}")
+    if can_read_values(x):
+        check_support(p, x)
+
+
+def _check_distribution(value: Any, name: str) -> None:
+    if not isinstance(value, Distribution):
+        raise TypeError(f"{name} must be a torch.distributions.Distribution, got {type(value).__name__}")
+
+
+def _shapes(r: Distribution) -> str:
+    return f"batch shape {tuple(r.batch_shape)} and event shape {tuple(r.event_shape)}"
