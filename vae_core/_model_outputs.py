@@ -1,5 +1,6 @@
-"""What a model returns, checked where it enters the objectives: its kind, its batch and event shapes, its support."""
+"""What a user's model or function returns, checked where it enters: its kind, its shapes, the support of p(x|z)."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Size, Tensor
@@ -41,6 +42,26 @@ def check_likelihood(p: Any, batch: Size, x: Tensor) -> None:
         raise ValueError(f"likelihood(z) must have {wanted}, got {_shapes(p)}; {wrap}")
     if can_read_values(x):
         check_support(p, x)
+
+
+def values_of(f: Callable[[Tensor], Tensor], z: Tensor, q: Distribution, name: str = "f") -> Tensor:
+    """Return f(z) for draws z (K, B, d) from q. Raises ValueError unless it is (K, B)."""
+    values = f(z)
+    if not isinstance(values, Tensor) or values.shape != z.shape[:1] + q.batch_shape:
+        wanted = f"one value for each draw and batch element of q, shape {(len(z), *q.batch_shape)}"
+        wrap = "if q lacks its event shape, wrap it: torch.distributions.Independent(q, 1)"
+        raise ValueError(f"{name}(z) must return {wanted}, got {_kind(values)}; q has {_shapes(q)}: {wrap}")
+    return values
+
+
+def check_shape(name: str, value: Any, shape: Size) -> None:
+    """Raise ValueError unless `value` is a tensor of this shape."""
+    if not isinstance(value, Tensor) or value.shape != shape:
+        raise ValueError(f"{name} must be a tensor of shape {tuple(shape)}, got {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _check_distribution(value: Any, name: str) -> None:
