@@ -7,7 +7,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 
 from vae_core.distributions import shapes_broadcast
-from vae_core.likelihoods import check_support
+from vae_core._support import check_support
 from vae_core.runtime import can_read_values
 
 WRAP = "wrap it: torch.distributions.Independent(distribution, 1)"

@@ -169,17 +169,3 @@ def resolve(likelihood: str | Likelihood | type[nn.Module]) -> Likelihood:
         raise ValueError(f"likelihood must be a callable or one of {sorted(LIKELIHOODS)}, got {likelihood!r}")
     found: Any = likelihood if callable(likelihood) else LIKELIHOODS[likelihood]
     return found() if isinstance(found, type) and issubclass(found, nn.Module) else found
-
-
-def check_support(distribution: Distribution, x: Tensor, name: str = "x") -> None:
-    """STAND-IN until branch models is merged: raise ValueError unless x lies in the support of p(x|z)."""
-    base = distribution
-    while isinstance(base, Independent):
-        base = base.base_dist
-    if isinstance(base, Bernoulli) or type(base).__name__ in ("ContinuousBernoulli", "DiscretizedLogistic"):
-        low, high = (value.item() for value in x.aminmax())
-        if not (low >= 0 and high <= 1):
-            cure = "divide by 255, or choose likelihood='gaussian'"
-            raise ValueError(f"{name} must lie in [0, 1], got values from {low:g} to {high:g}; {cure}")
-    elif not x.isfinite().all():
-        raise ValueError(f"{name} must be finite, got nan or infinity; leave those data out")
