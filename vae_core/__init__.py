@@ -7,6 +7,7 @@ The flat core (a file imports only from files above it, and never from the two f
 `data`                 `load(name)`: digits, MNIST, Fashion-MNIST, CIFAR-10, SVHN
 `distributions`        Gaussians, their KL divergences, the density of a reparameterized draw
 `pixel_distributions`  distributions of pixels that torch lacks, or lacks in 32 bits
+`_support`             whether data lie in the support of p(x|z)
 `likelihoods`          from a decoder's output to p(x|z)
 `networks`             bare maps: `mlp`, `conv_encoder`, `conv_decoder`
 `models`               `VAE`, `ConditionalVAE` and `Autoencoder`, and the functions that build them

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
+from vae_core._support import check_support
 from vae_core.pixel_distributions import (
     IMAGE_DIMS,
     ContinuousBernoulli,
@@ -22,6 +23,22 @@ from vae_core.pixel_distributions import (
     NegativeBinomial,
     outside_cuda_graph,
 )
+
+__all__ = [
+    "LIKELIHOODS",
+    "Likelihood",
+    "NegativeBinomialCounts",
+    "SharedGaussian",
+    "bernoulli",
+    "categorical",
+    "check_support",
+    "continuous_bernoulli",
+    "discretized_logistic",
+    "gaussian",
+    "learned_gaussian",
+    "num_parameters",
+    "resolve",
+]
 
 Likelihood = Callable[[Tensor], Distribution]
 

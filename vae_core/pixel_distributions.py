@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, Distribution
+from torch.distributions import Categorical, Distribution, constraints
 from torch.nn.functional import logsigmoid, softplus
 
 Shape = torch.Size | list[int] | tuple[int, ...]
@@ -29,6 +29,7 @@ class ContinuousBernoulli(Distribution):
     """
 
     arg_constraints: ClassVar[dict] = {}
+    support = constraints.unit_interval
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
@@ -58,6 +59,21 @@ class ContinuousBernoulli(Distribution):
             return torch.where(self._small, u, torch.where(self.logits > 0, x, 1 - x))
 
 
+class LevelConstraint(constraints.Constraint):
+    """Values k/(L−1) for k = 0, …, L−1, up to a thousandth of their distance."""
+
+    is_discrete = True
+
+    def __init__(self, num_levels: int) -> None:
+        self.num_levels = num_levels
+
+    def check(self, value: Tensor) -> Tensor:
+        last = self.num_levels - 1
+        index = (value * last).round()
+        near = torch.isclose(index / last, value, atol=1e-3 / self.num_levels)
+        return (index >= 0) & (index <= last) & near
+
+
 class _Levels(Distribution):
     """Pixels with the values 0, 1/(L−1), …, 1; event (C, H, W). `values` are these, for the mean."""
 
@@ -66,6 +82,11 @@ class _Levels(Distribution):
     def __init__(self, shape: torch.Size, num_levels: int) -> None:
         self.num_levels = num_levels
         super().__init__(shape[:-IMAGE_DIMS], shape[-IMAGE_DIMS:], validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Images of these levels; `base_constraint` is that of one value."""
+        return constraints.independent(LevelConstraint(self.num_levels), IMAGE_DIMS)
 
     def level(self, x: Tensor) -> Tensor:
         """The index of the value x; ValueError for any other x, but within a CUDA graph its nearest level.
@@ -76,7 +97,7 @@ class _Levels(Distribution):
         index = (x * last).round()
         if not outside_cuda_graph(x):
             return index.nan_to_num(0).clamp(0, last)  # whatever x is, not beyond what it is an index of
-        if not ((index >= 0) & (index <= last) & torch.isclose(index / last, x, atol=1e-3 / self.num_levels)).all():
+        if not LevelConstraint(self.num_levels).check(x).all():
             raise ValueError(f"x must hold the {self.num_levels} values k/{last}, got others")
         return index
 

@@ -1,0 +1,121 @@
+"""Whether data lie in the support of p(x|z): asked once per data set, where the data enter."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.distributions.constraints import Constraint
+
+from vae_core.pixel_distributions import LevelConstraint, outside_cuda_graph
+
+CHUNK = 2**20  # values that are compared at once, so that no mask as large as the data is made
+INTERVALS = tuple(
+    map(type, (constraints.unit_interval, constraints.real, constraints.positive, constraints.nonnegative))
+)
+
+
+def check_support(distribution: Distribution, x: Tensor, name: str = "x") -> None:
+    """Raise ValueError unless every value of `x` is one that p(x|z) gives a density or probability to.
+
+    The Bernoulli distribution takes all of [0, 1], since the book trains on grey values too. A distribution that
+    states no support, or one that depends on z, is not checked for values. Nothing is checked while a CUDA graph
+    is captured, which has no values yet.
+
+    Args:
+        distribution: p(x|z) with any batch shape and the event shape of one datum.
+        x: Data (N, *event). uint8 data are read as images, divided by 255.
+        name: What the message calls `x`.
+
+    Raises:
+        ValueError: The event shapes differ, or values (nan and infinities among them) lie outside; the message counts
+            them, gives their range, and says what to do.
+    """
+    if not outside_cuda_graph(x):
+        return
+    _check_event_shape(distribution, x, name)
+    constraint = _constraint_of_a_value(distribution, x)
+    if constraint is None or x.numel() == 0 or _ends_inside(constraint, x):
+        return
+    values, counts = _histogram(x) if x.dtype == torch.uint8 and not constraint.event_dim else (x, None)
+    rows = max(1, CHUNK * len(values) // values.numel())
+    outside = torch.cat([~_inside(constraint, batch) for batch in values.split(rows)])
+    count = outside.sum() if counts is None else counts[outside].sum()
+    if count.item():
+        seen = values if counts is None else values[counts > 0]
+        raise ValueError(_sentence(constraint, distribution, seen, int(count), x.numel(), name))
+
+
+def _check_event_shape(distribution: Distribution, x: Tensor, name: str) -> None:
+    theirs, ours = tuple(distribution.event_shape), tuple(x.shape[1:])
+    if theirs != ours:
+        wrapped = tuple(distribution.batch_shape + distribution.event_shape)[-len(ours) :] == ours
+        cure = f"; wrap it in torch.distributions.Independent(…, {len(ours) - len(theirs)})" if wrapped else ""
+        raise ValueError(f"p(x|z) must have the event shape of one datum of {name}, {ours}, got {theirs}{cure}")
+
+
+def _constraint_of_a_value(distribution: Distribution, x: Tensor) -> Constraint | None:
+    """The support of one value (of one row for a simplex, say); None where there is none that can be asked."""
+    try:
+        constraint: Any = distribution.support
+        while hasattr(constraint, "base_constraint"):  # of `Independent` and mixtures
+            constraint = constraint.base_constraint
+        if isinstance(constraint, type(constraints.boolean)):
+            constraint = constraints.unit_interval
+        inside = _inside(constraint, x[:1])
+    except Exception:  # whatever a user's distribution raises
+        return None
+    return constraint if inside.shape == x[:1].shape[: x.dim() - constraint.event_dim] else None
+
+
+def _inside(constraint: Constraint, values: Tensor) -> Tensor:
+    values = values if values.is_floating_point() else values.to(torch.get_default_dtype())
+    finite = values.isfinite()
+    return constraint.check(values) & (finite.all(-1) if constraint.event_dim else finite)
+
+
+def _ends_inside(constraint: Constraint, x: Tensor) -> bool:
+    """Whether the least and the largest value say that all are inside: for intervals, in one quick pass."""
+    if not isinstance(constraint, INTERVALS) or x.dtype == torch.bool:
+        return False
+    ends = torch.stack(x.aminmax())  # nan if there is one
+    return bool(_inside(constraint, ends / 255 if x.dtype == torch.uint8 else ends).all())
+
+
+def _histogram(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The 256 values that uint8 images can have, and how often each occurs."""
+    counts = torch.bincount(x.flatten(), minlength=256)
+    return torch.arange(256, device=x.device) / 255, counts
+
+
+def _sentence(
+    constraint: Constraint, distribution: Distribution, values: Tensor, count: int, total: int, name: str
+) -> str:
+    known = values[~values.isnan()]
+    low, high = (known.min().item(), known.max().item()) if len(known) else (torch.nan, torch.nan)
+    base = type(getattr(distribution, "base_dist", distribution)).__name__
+    allowed, cure = _words(constraint, low, high)
+    bad = {"nan": values.isnan().sum().item(), "infinite": values.isinf().sum().item()}
+    if any(bad.values()):
+        cure = "remove or replace " + " and ".join(f"{k} {word} values" for word, k in bad.items() if k)
+    got = f"got {count:,} of {total:,} values outside, all from {low:g} to {high:g}"
+    return f"{name} must {allowed} (the support of {base}), {got}; {cure}"
+
+
+def _words(constraint: Constraint, low: float, high: float) -> tuple[str, str]:
+    """What the values must do, and what helps."""
+    of_bytes = low >= 0 and 1 < high <= 255
+    if isinstance(constraint, LevelConstraint):
+        last = constraint.num_levels - 1
+        rounding = f"round them, (x * {last}).round() / {last}, or choose the likelihood 'continuous_bernoulli'"
+        cure = f"divide by {255 if high > last else last}" if of_bytes else rounding
+        return f"hold the {last + 1} values k/{last}", cure
+    if constraint is constraints.unit_interval:
+        normalized = "undo the normalisation (x / 2 + 0.5 for Normalize(0.5, 0.5))"
+        gaussian = "choose a Gaussian likelihood for standardised columns"
+        return "lie in [0, 1]", "divide by 255" if of_bytes else f"{normalized}, or {gaussian}"
+    if constraint == constraints.nonnegative_integer:
+        return "hold counts 0, 1, 2, …", "give counts as floats, neither scaled nor standardised"
+    if isinstance(constraint, type(constraints.real)):
+        return "be finite", "remove or replace what is not"
+    return f"lie in {constraint!r}", "transform the data, or choose another likelihood"
