@@ -16,7 +16,7 @@ The flat core (a file imports only from files above it, and never from the two f
 `likelihoods`          from a decoder's output to p(x|z)
 `networks`             bare maps: `mlp`, `conv_encoder`, `conv_decoder`
 `models`               `VAE`, `ConditionalVAE` and `Autoencoder`, and the functions that build them
-`_model_outputs`       what a user's model or function returns, checked where it enters
+`_model_outputs`       what a model is given, and what it returns, checked where they enter
 `objectives`           `elbo`, `iwae_bound`, `log_weights`: one value per datum, nats, maximised
 `_detached`            a distribution without its gradients
 `gradients`            estimators of a gradient under the expectation: `score_function`, `pathwise`, ...

@@ -19,8 +19,8 @@ def without_gradients(q: Distribution) -> Distribution:
     own = all(type(part).__module__.startswith(("torch.", "vae_core.")) for part in copies.values())
     if not own and _carries_gradient(fixed):
         raise ValueError(
-            f"the density of this {type(q).__name__} depends on tensors that stop_gradient cannot find, in a function's "
-            "closure, say; keep them in attributes, as tensors or nn.Modules"
+            f"the density of this {type(q).__name__} depends on tensors that stop_gradient cannot find, in a "
+            "function's closure, say; keep them in attributes, as tensors or nn.Modules"
         )
     return fixed
 

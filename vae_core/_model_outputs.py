@@ -1,30 +1,46 @@
-"""What a user's model or function returns, checked where it enters: its kind, its shapes, the support of p(x|z)."""
+"""What a model is given, and what it or a function returns, checked where they enter: kind, shapes, support."""
 
 from collections.abc import Callable
 from typing import Any
 
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
-from vae_core.distributions import shapes_broadcast
+from vae_core._inputs import as_images
 from vae_core._support import check_support
-from vae_core.runtime import can_read_values
+from vae_core.distributions import shapes_broadcast
+from vae_core.runtime import can_read_values, device_of, dtype_of, unit_interval
 
 WRAP = "wrap it: torch.distributions.Independent(distribution, 1)"
 
 
-def check_latent(q: Any, prior: Any, n: int) -> None:
+def model_input(model: object, x: Any, name: str = "x") -> Tensor:
+    """Return all data at once as `as_images` reads them, in [0, 1] if uint8, on the model's device, in its precision.
+
+    What is no `nn.Module` tells neither, so tensors keep theirs.
+    """
+    x = read_input(model, x, name)
+    return unit_interval(x.to(device_of(model, x.device)), dtype_of(model))
+
+
+def read_input(model: object, x: Any, name: str = "x") -> Tensor:
+    """Return data as `as_images` reads them, floating-point ones in the precision of the model."""
+    own = x.dtype if isinstance(x, Tensor) and x.is_floating_point() else None
+    return as_images(x, name, dtype=dtype_of(model) if isinstance(model, nn.Module) else own)
+
+
+def check_latent(q: Any, prior: Any, n: int, name: str = "posterior(x)") -> None:
     """Raise unless q has one batch element for each of n data, and the prior the same event shape and no wider batch.
 
     Raises TypeError for what is no distribution, ValueError for other shapes.
     """
-    _check_distribution(q, "posterior(x)")
+    _check_distribution(q, name)
     _check_distribution(prior, "prior")
     batch, event = q.batch_shape, q.event_shape
     if not event or batch[-1:] != (n,):
-        raise ValueError(f"posterior(x) must have batch shape ({n},) and event shape (d,), got {_shapes(q)}; {WRAP}")
+        raise ValueError(f"{name} must have batch shape ({n},) and event shape (d,), got {_shapes(q)}; {WRAP}")
     if prior.event_shape != event or not shapes_broadcast(prior.batch_shape, batch, batch):
-        wanted = f"batch shape () and the event shape of posterior(x), {tuple(event)}"
+        wanted = f"batch shape () and the event shape of {name}, {tuple(event)}"
         raise ValueError(f"prior must have {wanted}, got {_shapes(prior)}; {WRAP}")
 
 

@@ -160,7 +160,7 @@ def log_prob_reparameterized(
 
 
 def marginals(q: Distribution, name: str = "q") -> Normal:
-    """Return the Gaussians of a factorised one, batch (..., d), event (). Raises TypeError, with its name, for others."""
+    """Return the Gaussians of a factorised one, batch (..., d), event (). Raises TypeError, with `name`, for others."""
     if not _is_diagonal(q):
         raise TypeError(f"{name} must be a diagonal_normal, got {type(q).__name__}")
     return cast(Normal, q.base_dist)

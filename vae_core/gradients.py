@@ -20,7 +20,7 @@ from torch.distributions import Distribution, Independent
 
 from vae_core._detached import without_gradients
 from vae_core._model_outputs import check_shape, values_of
-from vae_core.runtime import positive_int
+from vae_core.runtime import gradients_recorded, positive_int
 
 Function = Callable[[Tensor], Tensor]
 
@@ -86,7 +86,7 @@ def pathwise(
     return values_of(f, (draw or location_scale)(q, num_samples), q).mean(0)
 
 
-def location_scale(q: Distribution, num_samples: int) -> Float[Tensor, "K *z"]:
+def location_scale(q: Distribution, num_samples: int) -> Float[Tensor, " K *z"]:
     r"""Return z = μ + σ ⊙ ε or z = μ + Lε with Σ = LLᵀ, and whatever else torch's own `rsample` offers: (K, B, d).
 
     Raises: ValueError if q has no `rsample`.
@@ -98,7 +98,7 @@ def location_scale(q: Distribution, num_samples: int) -> Float[Tensor, "K *z"]:
     return q.rsample(_size(num_samples))
 
 
-def inverse_cdf(q: Distribution, num_samples: int) -> Float[Tensor, "K *z"]:
+def inverse_cdf(q: Distribution, num_samples: int) -> Float[Tensor, " K *z"]:
     r"""Return z = F⁻¹(u) with u uniform on the unit cube, coordinate by coordinate: (K, B, d).
 
     Raises: ValueError if q has no `icdf`.
@@ -114,8 +114,8 @@ def inverse_cdf(q: Distribution, num_samples: int) -> Float[Tensor, "K *z"]:
         raise ValueError(f"{_name(q)} has no inverse distribution function; use another draw") from None
 
 
-def implicit(q: Distribution, num_samples: int) -> Float[Tensor, "K *z"]:
-    r"""Return a plain sample whose derivative comes from its distribution function, coordinate by coordinate: (K, B, d).
+def implicit(q: Distribution, num_samples: int) -> Float[Tensor, " K *z"]:
+    r"""Return a plain sample with a derivative from its distribution function, one coordinate at a time: (K, B, d).
 
     .. math:: F_\lambda(z) = u \text{ for fixed } u \quad\Rightarrow\quad
               \frac{\partial z}{\partial\lambda} = -\frac{\partial F_\lambda(z)/\partial\lambda}{q_\lambda(z)}
@@ -150,7 +150,7 @@ def sticking_the_landing(f: Function, q: Distribution, num_samples: int = 1) -> 
 
 
 def doubly_reparameterized(f: Function, q: Distribution, num_samples: int) -> Float[Tensor, "*B"]:
-    r"""Return the importance-weighted bound with K draws, for f(z) = log p(x, z), by the doubly reparameterized gradient.
+    r"""Return the importance-weighted bound, for f(z) = log p(x, z), with the doubly reparameterized gradient.
 
     .. math:: \sum_k \tilde w_k^2\,\nabla_z\log w_k\,\nabla_\lambda z_k, \qquad w_k=\frac{p(x,z_k)}{q_\lambda(z_k)},
               \quad \tilde w_k=\frac{w_k}{\sum_l w_l}
@@ -182,7 +182,7 @@ def taylor_control_variate(f: Function, q: Independent) -> tuple[Function, Float
 
     Source: Paisley, Blei and Jordan (2012) §3; Miller et al. (2017).
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with gradients_recorded():
         m = q.mean.detach().clone().requires_grad_()
         (gradient,) = _derivatives(values_of(f, m[None], q), [m], create_graph=True)
         columns = [_derivatives(gradient[..., j], [m], retain_graph=True)[0][..., j] for j in range(m.shape[-1])]
@@ -219,7 +219,7 @@ def replicates(surrogate: Callable[..., Tensor], parameters: tuple[Tensor, ...],
     Raises: ValueError unless count is a positive integer and the surrogate returns that many values.
     """
     n = positive_int("count", count)
-    with torch.inference_mode(False), torch.enable_grad():
+    with gradients_recorded():
         copies = [value.detach().expand(n, *value.shape).clone().requires_grad_() for value in parameters]
         value = surrogate(*copies)
         if value.shape[:1] != (n,):

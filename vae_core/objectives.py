@@ -45,7 +45,9 @@ class ValueAndTerms(NamedTuple):
     terms: dict[str, Float[Tensor, "*stack B"]]
 
 
-def log_weights(model: LatentVariableModel, x: Float[Tensor, "B ..."], num_samples: int = 1) -> Float[Tensor, "K *stack B"]:
+def log_weights(
+    model: LatentVariableModel, x: Float[Tensor, "B ..."], num_samples: int = 1
+) -> Float[Tensor, "K *stack B"]:
     r"""Return the log importance weights of K draws from q.
 
     .. math:: \log w_k = \log p(z_k) + \log p(x|z_k) - \log q(z_k|x), \qquad z_k \sim q(z|x)

@@ -201,13 +201,18 @@ def dtype_of(model: object) -> torch.dtype:
 
 @contextlib.contextmanager
 def evaluation_mode(model: object) -> Iterator[None]:
-    """Evaluation mode within, and each module's own mode again afterwards. What is no `nn.Module` is left alone."""
+    """Evaluation mode within, and each module's own mode again afterwards. What is no `nn.Module` is left alone.
+
+    Under `torch.autocast` the weights are cast anew, within and afterwards: its copies may be older than the weights.
+    """
     modes = {module: module.training for module in model.modules()} if isinstance(model, torch.nn.Module) else {}
     for module in modes:
         module.training = False
+    torch.clear_autocast_cache()
     try:
         yield
     finally:
+        torch.clear_autocast_cache()
         for module, mode in modes.items():
             module.training = mode
 
@@ -217,6 +222,13 @@ def random_state(seed: int) -> Iterator[None]:
     """torch's random numbers from `seed` within; the caller's go on afterwards as if nothing had been drawn."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def gradients_recorded() -> Iterator[None]:
+    """Within, autograd records, also if the caller is inside of torch.no_grad or torch.inference_mode."""
+    with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
@@ -239,7 +251,7 @@ def checked_input() -> Iterator[None]:
 def can_read_values(x: torch.Tensor) -> bool:
     """Return whether an objective should look at the values of x.
 
-    It should not within `checked_input`, and it cannot while torch compiles, captures a CUDA graph or vectorises (vmap).
+    It should not within `checked_input`; it cannot while torch compiles, captures a CUDA graph or vectorises (vmap).
     """
     if torch.compiler.is_compiling() or _input_is_checked.get():
         return False
