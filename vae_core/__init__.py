@@ -21,6 +21,7 @@ The flat core (a file imports only from files above it, and never from the two f
 `_detached`            a distribution without its gradients
 `gradients`            estimators of a gradient under the expectation: `score_function`, `pathwise`, ...
 `inference`            q datum by datum, variational EM, annealed importance sampling
+`_held_out`            held-out data in batches, each beside its own conditions
 `evaluation`           figures on held-out data: losses, log p(x), gaps, active units, probes
 `_linear_gaussian`     what the linear models share
 `linear`               `PCA`, `PPCA`, `FactorAnalysis`, exactly

@@ -55,7 +55,7 @@ def entropy(name: str, log_variance: Tensor) -> Tensor:
 @PROBLEM
 @pytest.mark.parametrize("d", [1, 3])
 @pytest.mark.parametrize("point", POINTS)
-def test_every_estimator_is_unbiased(name, problem, d, point):
+def test_score_function_pathwise_and_sticking_the_landing_are_unbiased(name, problem, d, point):
     (f, expectation), parameters = PROBLEMS[problem], POINTS[point](d)
     mean, log_variance = (value.requires_grad_() for value in parameters)
     exact = expectation(mean, torch.diag(log_variance.exp())) + entropy(name, log_variance)
@@ -65,7 +65,7 @@ def test_every_estimator_is_unbiased(name, problem, d, point):
 
 @PROBLEM
 @pytest.mark.parametrize("estimator", [score_function, pathwise])
-def test_a_gaussian_with_any_covariance_has_the_same_estimators(problem, estimator):
+def test_score_function_and_pathwise_take_a_gaussian_with_any_covariance(problem, estimator):
     f, expectation = PROBLEMS[problem]
     factor = torch.tensor([[0.8, 0.0, 0.0], [0.4, 0.6, 0.0], [-0.5, 0.2, 0.9]]).requires_grad_()
     mean = POINTS["off"](3)[0].requires_grad_()
@@ -75,7 +75,7 @@ def test_a_gaussian_with_any_covariance_has_the_same_estimators(problem, estimat
 
 
 @EACH
-def test_parameters_inside_f_get_their_gradient_too(name):
+def test_score_function_pathwise_and_sticking_the_landing_reach_parameters_of_f(name):
     parameters = (*POINTS["off"](2), torch.tensor([0.9, -1.4]))
     mean, log_variance, theta = (value.requires_grad_() for value in parameters)
     exact = ((theta * mean).cos() * (-(theta.square()) * log_variance.exp() / 2).exp()).sum()
@@ -102,7 +102,7 @@ HAVE["Gamma, its rate"] = ["score", "location_scale", "implicit"]  # torch has i
 
 
 @pytest.mark.parametrize(("law", "draw"), [(law, draw) for law, draws in HAVE.items() for draw in draws])
-def test_laws_that_are_no_gaussian(law, draw):
+def test_score_function_and_pathwise_of_other_distributions_are_unbiased(law, draw):
     make, at, f, expectation = LAWS[law]
     parameters = tuple(torch.tensor(value, requires_grad=True) for value in at)
 
@@ -123,7 +123,7 @@ def logistic(loc: Tensor, scale: Tensor, cache_size: int = 0) -> Independent:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_law_without_a_mean_has_quantiles_too(dtype):
+def test_inverse_cdf_takes_a_distribution_without_a_mean(dtype):
     loc, scale = (torch.full((1, 2), value, dtype=dtype, requires_grad=True) for value in (0.3, 0.7))
     q = logistic(loc, scale)
     with pytest.raises(NotImplementedError):
@@ -136,7 +136,7 @@ def test_a_law_without_a_mean_has_quantiles_too(dtype):
     assert torch.allclose(by_scale, ((z - loc) / scale).sum(0), rtol=1e-3)
 
 
-def test_quantiles_take_one_uniform_number_for_each_coordinate_and_nothing_else():
+def test_inverse_cdf_takes_one_uniform_number_for_each_coordinate():
     q = diagonal_normal(torch.randn(5, 3), torch.randn(5, 3))
     torch.manual_seed(3)
     u, following = torch.rand(4, 5, 3), torch.rand(2)
@@ -145,13 +145,13 @@ def test_quantiles_take_one_uniform_number_for_each_coordinate_and_nothing_else(
 
 
 @pytest.mark.parametrize("law", ["Exponential", "Cauchy", "Laplace"])
-def test_the_quantile_function_of_a_uniform_number_has_the_law(law):
+def test_inverse_cdf_of_a_uniform_number_has_the_distribution(law):
     q = Independent(LAWS[law][0](*(torch.tensor([value]) for value in LAWS[law][1])), 1)
     z = inverse_cdf(q, 20_000).squeeze()
     assert stats.kstest(z.numpy(), lambda values: q.base_dist.cdf(torch.as_tensor(values)).numpy()).pvalue > 1e-6
 
 
-def test_the_implicit_derivative_of_a_gaussian_is_that_of_location_and_scale():
+def test_implicit_derivative_of_a_gaussian_is_that_of_location_scale():
     mean, scale = torch.randn(1, 3, requires_grad=True), (torch.rand(1, 3) + 0.5).requires_grad_()
     z = implicit(Independent(Normal(mean, scale), 1), 5)
     weights = torch.randn_like(z)
@@ -171,7 +171,7 @@ DISCRETE = {  # q, and f of all its states
 
 @pytest.mark.parametrize("law", DISCRETE)
 @pytest.mark.parametrize("baseline", [0.0, 0.7, "leave-one-out"])
-def test_the_score_function_takes_discrete_codes(law, baseline):
+def test_score_function_takes_discrete_codes(law, baseline):
     make, logits = DISCRETE[law]
 
     def f(z: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ def seeded(estimator, *arguments):
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
 @pytest.mark.parametrize("baseline", [0.0, 0.7, "leave-one-out"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
-def test_a_step_may_have_whole_numbers_or_truth_values(dtype, baseline, precision):
+def test_score_function_takes_an_f_with_integer_or_bool_values(dtype, baseline, precision):
     mean = torch.randn(5, 3, dtype=precision, requires_grad=True)
     q, found = diagonal_normal(mean, torch.zeros_like(mean)), []
     for kind in (dtype, precision):
@@ -208,7 +208,7 @@ def test_a_step_may_have_whole_numbers_or_truth_values(dtype, baseline, precisio
 
 
 @pytest.mark.parametrize("baseline", [2, np.float32(2), np.int64(2), torch.tensor(2.0), torch.full((5,), 2.0)])
-def test_a_baseline_is_any_real_number_or_a_tensor(baseline):
+def test_score_function_takes_any_real_number_or_a_tensor_as_baseline(baseline):
     mean, slopes = torch.randn(5, 3, requires_grad=True), []
     for c in (baseline, 2.0):
         surrogate = seeded(score_function, squared_norm, diagonal_normal(mean, torch.zeros(5, 3)), 4, c)
@@ -218,7 +218,7 @@ def test_a_baseline_is_any_real_number_or_a_tensor(baseline):
 
 @EACH
 @PROBLEM
-def test_the_value_is_the_mean_of_f_over_the_draws(name, problem):
+def test_score_function_pathwise_and_sticking_the_landing_have_the_mean_of_f_as_value(name, problem):
     f, q = PROBLEMS[problem][0], diagonal_normal(torch.randn(5, 3), torch.randn(5, 3))
     draw = {"pathwise, inverse cdf": inverse_cdf, "pathwise, implicit": implicit}.get(name, location_scale)
     z = seeded(draw, q, 4)
@@ -226,7 +226,7 @@ def test_the_value_is_the_mean_of_f_over_the_draws(name, problem):
     assert torch.allclose(seeded(ESTIMATORS[name], f, q, 4), expected.mean(0), rtol=1e-12, atol=1e-12)
 
 
-def test_leave_one_out_with_two_draws_is_half_the_product_of_the_differences():
+def test_score_function_leave_one_out_of_two_draws_is_half_the_product_of_differences():
     mean = torch.randn(5, 3, requires_grad=True)
     f, q = PROBLEMS["exponential"][0], diagonal_normal(mean, torch.zeros(5, 3))
     (found,) = torch.autograd.grad(seeded(score_function, f, q, 2, "leave-one-out").sum(), mean)
@@ -252,7 +252,7 @@ def wine() -> tuple:
     return f, parameters, MultivariateNormal(parameters[0], scale_tril=parameters[1]), model.score_samples(X)
 
 
-def test_at_the_exact_posterior_sticking_the_landing_is_zero_for_every_draw(wine):
+def test_sticking_the_landing_is_zero_for_every_draw_at_the_exact_posterior(wine):
     f, parameters, q, log_p = wine
     for seed in range(20):
         torch.manual_seed(seed)
@@ -275,7 +275,7 @@ def test_doubly_reparameterized_with_one_draw_is_sticking_the_landing(wine):
     assert slopes[0].abs().max() > 0.1
 
 
-def test_the_value_of_doubly_reparameterized_is_the_importance_weighted_bound(wine):
+def test_doubly_reparameterized_has_the_importance_weighted_bound_as_value(wine):
     f, _, q, _ = wine
     q = MultivariateNormal(q.mean + 0.3, q.covariance_matrix)
     z = seeded(q.rsample, (7,))
@@ -303,13 +303,13 @@ def weighted(m: Tensor, v: Tensor, w: Tensor, num_samples: int, doubly: bool) ->
 
 
 @pytest.mark.parametrize("doubly", [True, False])
-def test_the_gradient_of_the_importance_weighted_bound_is_unbiased(doubly):
+def test_doubly_reparameterized_is_unbiased_for_the_gradient_of_the_bound(doubly):
     parameters = tuple(value.clone().requires_grad_() for value in BOUND)
     exact = derivatives(bound_by_quadrature(*parameters), parameters)
     assert_unbiased(replicates(lambda *p: weighted(*p, 2, doubly), BOUND, 200_000), exact)
 
 
-def test_more_draws_drown_the_plain_gradient_of_the_bound_but_not_the_doubly_reparameterized():
+def test_doubly_reparameterized_gains_from_draws_where_the_plain_gradient_loses():
     """Mean over standard deviation, for log σ², K = 1 and 64: the plain one's falls, the other's rises."""
     signal = {}
     for doubly in (True, False):
@@ -341,7 +341,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("law", PLAIN)
-def test_stop_gradient_is_the_same_law_and_passes_no_gradient(law):
+def test_stop_gradient_is_the_same_distribution_and_passes_no_gradient(law):
     a, b = (torch.rand(4, 2) + 0.5).requires_grad_(), (torch.rand(4, 2) + 0.5).requires_grad_()
     q = PLAIN[law](a, b)
     fixed, z = stop_gradient(q), torch.rand(3, 4, 2)
@@ -356,7 +356,7 @@ def test_stop_gradient_is_the_same_law_and_passes_no_gradient(law):
 
 @pytest.mark.parametrize("cache_size", [0, 1])
 @pytest.mark.parametrize("estimator", [doubly_reparameterized, sticking_the_landing])
-def test_the_path_gradient_does_not_see_how_the_law_is_written(estimator, cache_size):
+def test_sticking_the_landing_does_not_depend_on_how_the_distribution_is_written(estimator, cache_size):
     """A Gaussian as an affine map of noise, with or without a memory of its last draw, and torch's own."""
     mean, scale, f = torch.randn(5, 3, requires_grad=True), torch.full((5, 3), 0.8, requires_grad=True), squared_norm
     moved = laws.AffineTransform(mean, scale, cache_size=cache_size)
@@ -384,7 +384,7 @@ ALL = pytest.mark.parametrize("estimator", [*ESTIMATORS.values(), doubly_reparam
 
 @ALL
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_one_number_per_batch_element_in_the_precision_of_q(estimator, dtype):
+def test_score_function_and_the_others_return_one_number_per_batch_element_in_the_precision_of_q(estimator, dtype):
     mean = torch.randn(5, 3, dtype=dtype, requires_grad=True)
     surrogate = estimator(PROBLEMS["exponential"][0], diagonal_normal(mean, torch.zeros_like(mean)), 3)
     assert (surrogate.shape, surrogate.dtype) == ((5,), dtype)
@@ -397,7 +397,7 @@ def test_one_number_per_batch_element_in_the_precision_of_q(estimator, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("law", [Normal, laws.Cauchy])
-def test_a_uniform_number_of_zero_has_the_place_of_the_smallest_step_above_it(law, dtype, monkeypatch):
+def test_inverse_cdf_of_zero_is_that_of_the_smallest_step_above_it(law, dtype, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.zeros(shape, **options))
     q = Independent(law(torch.zeros(1, 2, dtype=dtype), torch.ones(1, 2, dtype=dtype)), 1)
     z = inverse_cdf(q, 1)
@@ -431,13 +431,13 @@ def test_implicit_has_no_derivative_in_a_gammas_concentration():
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_cannot_be_estimated_is_refused(message):
+def test_score_function_pathwise_and_draws_refuse_what_they_cannot_estimate(message):
     with pytest.raises(ValueError, match=message):
         REFUSED[message]()
 
 
 @ALL
 @pytest.mark.parametrize("count", [0, -1, 2.0, "2"])
-def test_a_number_of_samples_that_is_no_positive_integer_is_refused(estimator, count):
+def test_score_function_and_the_others_refuse_a_bad_num_samples(estimator, count):
     with pytest.raises(ValueError, match=f"num_samples must be a positive integer, got {count!r}"):
         estimator(squared_norm, GAUSS, count)

@@ -23,7 +23,7 @@ from vae_core.runtime import evaluation_mode, random_state
 # refine
 
 
-def test_refine_finds_the_best_diagonal_q(linear):
+def test_fit_posterior_finds_the_best_diagonal_q(linear):
     """The posterior's own mean, and variances 1/M_jj; the whole posterior where W is orthogonal."""
     q, exact = fit_posterior(linear, X, num_samples=64), linear.exact_posterior(X)
     gap = (linear.log_prob(X) - linear.exact_elbo(X, q)).detach() - linear.mean_field_gap().detach()
@@ -38,7 +38,7 @@ def test_refine_finds_the_best_diagonal_q(linear):
         assert linear.mean_field_gap() > 0.2
 
 
-def test_what_refine_leaves_is_noise_that_falls_with_the_number_of_draws():
+def test_fit_posterior_leaves_a_gap_that_falls_with_the_number_of_draws():
     """In the mean over 100 data under 2e-3 nats from 8 draws, a quarter of it from 32; the start does not matter."""
     linear, x = Linear(SKEW.clone()), torch.randn(100, 5)
     top = (linear.log_prob(x) - linear.mean_field_gap()).detach()
@@ -53,7 +53,7 @@ def test_what_refine_leaves_is_noise_that_falls_with_the_number_of_draws():
     assert (few.mean() / 4 - many.mean()).abs() < 6 * error
 
 
-def test_refine_never_ends_below_its_start(linear):
+def test_fit_posterior_never_ends_below_its_start(linear):
     x = X.repeat(10, 1)
     for start in (linear.posterior(x), diagonal_normal(torch.randn(60, 2), torch.randn(60, 2))):
         before, after = (linear.exact_elbo(x, q).detach() for q in (start, fit_posterior(linear, x, start)))
@@ -61,7 +61,7 @@ def test_refine_never_ends_below_its_start(linear):
 
 
 @pytest.mark.parametrize("f", [two_modes, curve])
-def test_refine_climbs_where_there_is_no_closed_form(f):
+def test_fit_posterior_climbs_where_there_is_no_closed_form(f):
     model, x = QuadratureModel(f, 0.6), torch.tensor([[0.9], [2.5]]) if f is two_modes else X[:4, :2]
     start = diagonal_normal(torch.full((len(x), 1), 0.5), torch.zeros(len(x), 1))
     q = fit_posterior(model, x, start)
@@ -72,7 +72,7 @@ def test_refine_climbs_where_there_is_no_closed_form(f):
         assert (model.elbo(x, other) < found + SVI_ERROR).all()
 
 
-def test_no_steps_give_the_start_and_the_start_is_the_prior(linear):
+def test_fit_posterior_without_steps_is_its_start_and_that_the_prior(linear):
     q = fit_posterior(linear, X, steps=0)
     assert torch.equal(q.mean, torch.zeros(6, 2))
     assert torch.equal(q.variance, torch.ones(6, 2))
@@ -81,7 +81,7 @@ def test_no_steps_give_the_start_and_the_start_is_the_prior(linear):
 
 
 @pytest.mark.parametrize("steps", [-1, 2.5, "many"])
-def test_steps_that_are_no_count_are_refused(linear, steps):
+def test_fit_posterior_refuses_a_bad_number_of_steps(linear, steps):
     with pytest.raises(ValueError, match=f"steps must be a non-negative integer, got {steps!r}"):
         fit_posterior(linear, X, steps=steps)
 
@@ -97,7 +97,7 @@ USE = pytest.mark.parametrize("use", USES.values(), ids=USES)
 
 
 @USE
-def test_it_leaves_the_model_its_modes_and_the_caller_s_random_numbers(linear, use):
+def test_fit_posterior_annealing_and_inference_gap_leave_modes_and_random_numbers(linear, use):
     linear.train()
     linear.dropout.eval()
     before, numbers = {name: value.clone() for name, value in linear.state_dict().items()}, torch.get_rng_state()
@@ -114,7 +114,7 @@ def test_it_leaves_the_model_its_modes_and_the_caller_s_random_numbers(linear, u
 
 
 @USE
-def test_a_seed_fixes_the_answer(linear, use):
+def test_fit_posterior_annealing_and_inference_gap_are_fixed_by_a_seed(linear, use):
     first = use(linear, 1)
     torch.manual_seed(99)
     assert torch.equal(use(linear, 1), first)
@@ -149,7 +149,7 @@ def test_variational_em_on_a_linear_model_comes_to_ppca(cloud):
     assert best - model.log_prob(cloud).mean().item() < 0.01
 
 
-def test_what_happens_after_an_epoch_is_told_and_moves_nothing(cloud):
+def test_variational_em_adds_what_after_epoch_returns_and_nothing_else_changes(cloud):
     histories, weights = [], []
     for after in (None, lambda: {"drawn": torch.randn(3).sum().item()}):
         model, q = Linear(SKEW.clone()), LocalPosteriors(200, 2)
@@ -164,7 +164,7 @@ def test_what_happens_after_an_epoch_is_told_and_moves_nothing(cloud):
     assert [row["epoch"] for row in histories[0]] == [1, 2, 3]
 
 
-def test_another_seed_takes_another_way(cloud):
+def test_variational_em_with_another_seed_has_another_loss(cloud):
     losses = [
         variational_em(Linear(SKEW.clone()), cloud, LocalPosteriors(200, 2), epochs=1, seed=seed)[0]["loss"]
         for seed in (0, 0, 1)
@@ -181,7 +181,7 @@ def test_local_posteriors_hold_two_numbers_for_each_datum_and_code():
     assert torch.equal(start.variance, torch.ones(2, 3))
 
 
-def test_a_step_moves_the_rows_of_its_batch_alone(cloud):
+def test_variational_em_moves_only_the_rows_of_its_batch(cloud):
     """E and M in turn, twice, as seen from within: 60 rows, then 60 others move; W moves with the M-steps."""
     q, rows, decoders = LocalPosteriors(120, 2), [], []
 
@@ -201,13 +201,13 @@ def test_a_step_moves_the_rows_of_its_batch_alone(cloud):
 
 
 @pytest.mark.parametrize("e_steps", [0, -2, 1.5])
-def test_no_e_step_is_refused(cloud, e_steps):
+def test_variational_em_refuses_a_bad_number_of_e_steps(cloud, e_steps):
     with pytest.raises(ValueError, match=f"e_steps must be a positive integer, got {e_steps!r}"):
         variational_em(Linear(SKEW), cloud, LocalPosteriors(200, 2), epochs=1, e_steps=e_steps)
 
 
 @pytest.mark.parametrize("rows", [0, 199])
-def test_data_without_a_row_of_their_own_are_refused(cloud, rows):
+def test_variational_em_refuses_data_without_a_row(cloud, rows):
     data, table = (cloud, LocalPosteriors(rows, 2)) if rows else (cloud[:0], LocalPosteriors(200, 2))
     with pytest.raises(ValueError, match=f"q must have a row for each .* got {rows or 200} for {len(data)}"):
         variational_em(Linear(SKEW), data, table, epochs=1)
@@ -238,7 +238,7 @@ def test_evaluation_mode_leaves_alone_what_is_no_module():
         assert thing.training
 
 
-def test_random_state_gives_the_seed_s_numbers_within_and_the_caller_s_after():
+def test_random_state_gives_the_seeds_numbers_within_and_the_callers_after():
     inner = []
     torch.manual_seed(1)
     expected = torch.randn(2)
