@@ -35,13 +35,21 @@ def check_latent(q: Any, prior: Any, n: int, name: str = "posterior(x)") -> None
     Raises TypeError for what is no distribution, ValueError for other shapes.
     """
     _check_distribution(q, name)
-    _check_distribution(prior, "prior")
     batch, event = q.batch_shape, q.event_shape
     if not event or batch[-1:] != (n,):
         raise ValueError(f"{name} must have batch shape ({n},) and event shape (d,), got {_shapes(q)}; {WRAP}")
+    _check_distribution(prior, "prior")
     if prior.event_shape != event or not shapes_broadcast(prior.batch_shape, batch, batch):
         wanted = f"batch shape () and the event shape of {name}, {tuple(event)}"
         raise ValueError(f"prior must have {wanted}, got {_shapes(prior)}; {WRAP}")
+
+
+def expanded_prior(prior: Any, n: int) -> Distribution:
+    """Return p(z) for each of n data. Raises as `check_latent` does."""
+    _check_distribution(prior, "prior")
+    if not prior.event_shape or prior.batch_shape not in ((), (1,), (n,)):
+        raise ValueError(f"prior must have batch shape () and event shape (d,), got {_shapes(prior)}; {WRAP}")
+    return prior.expand(Size([n]))
 
 
 def check_likelihood(p: Any, batch: Size, x: Tensor) -> None:

@@ -15,7 +15,7 @@ from torch.distributions import Normal
 
 from vae_core._held_out import Terms, conditions_of, means_of, terms_of
 from vae_core._inputs import as_labels
-from vae_core._model_outputs import model_input, read_input
+from vae_core._model_outputs import check_latent, model_input, read_input
 from vae_core.distributions import diagonal_normal, log_variance, marginals
 from vae_core.inference import WithPosterior, fit_posterior, log_mean_exp
 from vae_core.objectives import Codec, LatentVariableModel, elbo_terms, log_weights, reconstruction_log_likelihood
@@ -195,6 +195,7 @@ def inference_gap(
         conditions = conditions_of(model, y, len(x))
         model = model if conditions is None else model.given(conditions)  # type: ignore[attr-defined]
         q = model.posterior(x)
+        check_latent(q, model.prior, len(x))
         best = fit_posterior(model, x, q, steps=steps, seed=seed)
         wide = diagonal_normal(best.mean, log_variance(best) + 2 * log(1.2))
         log_w = []

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
-from vae_core._model_outputs import check_latent, check_likelihood, model_input
+from vae_core._model_outputs import check_latent, check_likelihood, expanded_prior, model_input
 from vae_core.distributions import diagonal_normal, log_variance
 from vae_core.gradients import stop_gradient
 from vae_core.objectives import LatentVariableModel, elbo
@@ -114,7 +114,7 @@ def fit_posterior(
     _check_rates(learning_rate=learning_rate)
     with evaluation_mode(model), random_state(seed), gradients_recorded():
         x = model_input(model, x)
-        q = model.prior.expand(torch.Size([len(x)])) if start is None else start
+        q = expanded_prior(model.prior, len(x)) if start is None else start
         check_latent(q, model.prior, len(x), "start")
         mean, width = (part.detach().clone().requires_grad_() for part in (q.mean, log_variance(q)))
         optimizer = torch.optim.Adam([mean, width], lr=learning_rate)
@@ -279,7 +279,7 @@ def _with_rows(model: nn.Module, x: Any, q: LocalPosteriors) -> Tensor:
     """The data, and q brought to them. Raises ValueError unless q has a row for each, and all can be trained."""
     x, rows = model_input(model, x), q.table.num_embeddings
     if len(x) > rows:
-        raise ValueError(f"q must have a row for each of at least one datum, got {rows} for {len(x)}")
+        raise ValueError(f"q must have a row for each datum, got {rows} for {len(x)}")
     if any(parameter.is_inference() for module in (model, q) for parameter in module.parameters()):
         raise ValueError("model and q must be made outside of torch.inference_mode, or they cannot be trained")
     q.to(device_of(model), dtype_of(model))

@@ -167,5 +167,5 @@ def test_inference_gap_of_a_network_is_not_negative(seed):
 
 
 def test_inference_gap_refuses_no_images(linear):
-    with pytest.raises(ValueError, match="one image and two samples at least, got 0"):
+    with pytest.raises(ValueError, match="x must hold at least one image or row, got none"):
         inference_gap(linear, X[:0])

@@ -65,7 +65,7 @@ def test_linear_probe_and_neighbour_accuracy_without_the_class_are_chance(probe)
 @every_probe
 def test_linear_probe_and_neighbour_accuracy_refuse_codes_without_their_classes(probe):
     codes, y = two_gaussians(20, 1.0, 0)
-    with pytest.raises(ValueError, match="every code needs its class, got 20 and 19, 20 and 20"):
+    with pytest.raises(ValueError, match="y must hold one entry for each image, got 19 for 20"):
         probe(codes, y[:-1], codes, y)
 
 
@@ -88,7 +88,7 @@ def test_sharpness_of_a_ramp_is_zero_and_of_a_blurred_edge_smaller():
     assert 0 < sharpness(blurred) < 0.2 * sharpness(edge)
 
 
-@pytest.mark.parametrize("shape", [(0, 1, 8, 8), (1, 8, 8), (2, 1, 2, 8)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 1, 2, 8), (2, 8)])
 def test_sharpness_refuses_images_without_inner_pixels(shape):
     with pytest.raises(ValueError, match="at least 3 by 3 pixels"):
         sharpness(torch.zeros(shape))
