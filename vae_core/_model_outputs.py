@@ -39,7 +39,7 @@ def check_latent(q: Any, prior: Any, n: int, name: str = "posterior(x)") -> None
     if not event or batch[-1:] != (n,):
         raise ValueError(f"{name} must have batch shape ({n},) and event shape (d,), got {_shapes(q)}; {WRAP}")
     _check_distribution(prior, "prior")
-    if prior.event_shape != event or not shapes_broadcast(prior.batch_shape, batch, batch):
+    if prior.event_shape != event or not shapes_broadcast(batch, prior.batch_shape, onto=batch):
         wanted = f"batch shape () and the event shape of {name}, {tuple(event)}"
         raise ValueError(f"prior must have {wanted}, got {_shapes(prior)}; {WRAP}")
 

@@ -25,7 +25,8 @@ class LogVarianceNormal(Normal):
 
     def __init__(self, loc: Tensor, log_variance: Tensor) -> None:
         super().__init__(loc, (0.5 * log_variance).exp(), validate_args=False)
-        self.log_variance = log_variance.expand_as(self.loc)
+        same = log_variance.shape == self.loc.shape
+        self.log_variance = log_variance if same else log_variance.expand_as(self.loc)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "LogVarianceNormal":
         """Return the same distribution with batch shape `batch_shape`; nothing is copied."""
@@ -175,6 +176,8 @@ def log_variance(q: Distribution) -> Float[Tensor, "*batch d"]:
 
 def shapes_broadcast(one: torch.Size, other: torch.Size, onto: torch.Size | None = None) -> bool:
     """Return whether two shapes broadcast, to the shape `onto` if it is given."""
+    if len(other) == 0 or one == other:  # quickly, what nearly all ask
+        return onto is None or one == onto
     try:
         together = torch.broadcast_shapes(one, other)
     except RuntimeError:
@@ -201,8 +204,9 @@ def _standardized(difference: Tensor, log_variance: Tensor) -> Tensor:
 @register_kl(Normal, LogVarianceNormal)
 def _kl_normal(q: Normal, p: Normal) -> Tensor:
     """½ [(μ_p − μ_q)²/σ_p² + σ_q²/σ_p² − 1 − log σ_q²/σ_p²], coordinate by coordinate."""
-    log_ratio = _log_variance(q) - _log_variance(p)
-    shift = _standardized(q.loc - p.loc, _log_variance(p))
+    log_variance = _log_variance(p)
+    log_ratio = _log_variance(q) - log_variance
+    shift = _standardized(q.loc - p.loc, log_variance)
     return 0.5 * (shift.square() + log_ratio.expm1() - log_ratio)
 
 

@@ -65,8 +65,8 @@ def log_weights(
     Raises: ValueError unless num_samples is a positive integer, the distributions of the model have the promised
     shapes, x lies in the support of p(x|z), and q has reparameterized samples wherever a gradient is recorded.
     """
-    q, z, log_likelihood = _draw(model, x, num_samples)
-    return model.prior.log_prob(z) + log_likelihood - q.log_prob(z)
+    q, prior, z, log_likelihood = _draw(model, x, num_samples)
+    return prior.log_prob(z) + log_likelihood - q.log_prob(z)
 
 
 def elbo_terms(
@@ -79,11 +79,8 @@ def elbo_terms(
     """
     if kl not in ("analytic", "monte_carlo"):
         raise ValueError(f"kl must be 'analytic' or 'monte_carlo', got {kl!r}")
-    q, z, log_likelihood = _draw(model, x, num_samples)
-    if kl == "analytic":
-        divergence = kl_divergence(q, model.prior)
-    else:
-        divergence = (q.log_prob(z) - model.prior.log_prob(z)).mean(0)
+    q, prior, z, log_likelihood = _draw(model, x, num_samples)
+    divergence = kl_divergence(q, prior) if kl == "analytic" else (q.log_prob(z) - prior.log_prob(z)).mean(0)
     reconstruction = -log_likelihood.mean(0)
     return ValueAndTerms(-reconstruction - divergence, {"reconstruction": reconstruction, "kl": divergence})
 
@@ -182,8 +179,8 @@ def free_bits_terms(
     """
     if not 0 <= floor < inf:
         raise ValueError(f"floor must be finite and not negative, got {floor!r}")
-    q, _, log_likelihood = _draw(model, x, num_samples)
-    per_unit = torch.distributions.kl_divergence(marginals(q), marginals(model.prior, "prior"))  # (B, d)
+    q, prior, _, log_likelihood = _draw(model, x, num_samples)
+    per_unit = torch.distributions.kl_divergence(marginals(q), marginals(prior, "prior"))  # (B, d)
     reconstruction = -log_likelihood.mean(0)
     value = -reconstruction - per_unit.mean(0).clamp_min(floor).sum()
     return ValueAndTerms(value, {"reconstruction": reconstruction, "kl": per_unit.sum(-1)})
@@ -220,15 +217,15 @@ def reconstruction_log_likelihood(model: Codec, x: Float[Tensor, "B ..."]) -> Va
     return ValueAndTerms(log_likelihood, {"reconstruction": -log_likelihood})
 
 
-def _draw(model: LatentVariableModel, x: Tensor, num_samples: int) -> tuple[Distribution, Tensor, Tensor]:
-    """q(z|x), K draws z (K, B, d) from it, and log p(x|z) (K, B)."""
+def _draw(model: LatentVariableModel, x: Tensor, num_samples: int) -> tuple[Distribution, Distribution, Tensor, Tensor]:
+    """q(z|x), p(z), K draws z (K, B, d) from q, and log p(x|z) (K, B)."""
     size = torch.Size([positive_int("num_samples", num_samples)])
-    q = model.posterior(x)
-    check_latent(q, model.prior, len(x))
+    q, prior = model.posterior(x), model.prior
+    check_latent(q, prior, len(x))
     z = _samples(q, size)  # (K, B, d)
     p = model.likelihood(z)
     check_likelihood(p, size + q.batch_shape, x)
-    return q, z, p.log_prob(x)
+    return q, prior, z, p.log_prob(x)
 
 
 def _samples(q: Distribution, size: torch.Size) -> Tensor:
