@@ -231,11 +231,13 @@ def _size(num_samples: int) -> torch.Size:
     return torch.Size([positive_int("num_samples", num_samples)])
 
 
-def _derivatives(value: Tensor, of: Sequence[Tensor], **options: bool) -> tuple[Tensor, ...]:
+def _derivatives(
+    value: Tensor, of: Sequence[Tensor], retain_graph: bool | None = None, create_graph: bool = False
+) -> tuple[Tensor, ...]:
     """The gradients of value.sum(); zeros where `value` does not depend on one."""
     if not value.requires_grad:
         return tuple(torch.zeros_like(each) for each in of)
-    return torch.autograd.grad(value.sum(), of, allow_unused=True, materialize_grads=True, **options)
+    return torch.autograd.grad(value.sum(), of, None, retain_graph, create_graph, materialize_grads=True)
 
 
 def _baseline(values: Tensor, baseline: float | Tensor | str) -> float | Tensor:

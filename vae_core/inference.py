@@ -4,7 +4,7 @@ All work on any object with `prior` and `likelihood(z)`, the prior being N(0, I_
 mode in which it is; only `fit_posterior` and `annealed_importance_sampling` put it in evaluation mode meanwhile.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -287,7 +287,7 @@ def _with_rows(model: nn.Module, x: Any, q: LocalPosteriors) -> Tensor:
 
 
 def _em_epoch(
-    model: Any, x: Tensor, q: LocalPosteriors, steps: list[torch.optim.Optimizer], size: int, num_samples: int
+    model: Any, x: Tensor, q: LocalPosteriors, steps: Sequence[torch.optim.Optimizer], size: int, num_samples: int
 ) -> float:
     """One pass over the data in random order; the mean loss of the last of `steps` on each batch."""
     total = 0.0
@@ -297,7 +297,7 @@ def _em_epoch(
             steps[-1].zero_grad()
             torch.clear_autocast_cache()  # of weights that have moved since
             loss = -elbo(WithPosterior(model, q(index)), x[index], num_samples).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         total += loss.item() * len(index)
     return total / len(x)
@@ -313,7 +313,7 @@ def _hamiltonian_step(
 ) -> Tensor:
     """Leapfrog from z with a fresh momentum, coordinates in units of `scale`; accepted or not by Metropolis' rule."""
 
-    @torch.enable_grad()  # type: ignore[no-untyped-call, untyped-decorator]
+    @torch.enable_grad()
     def gradient(z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.detach().requires_grad_()
         value = log_density(z)

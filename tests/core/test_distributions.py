@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from checks import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Categorical, Cauchy, Independent, MixtureSameFamily, MultivariateNormal, Normal
@@ -14,6 +16,7 @@ from vae_core.distributions import (
     kl_divergence,
     kl_monte_carlo,
     log_prob_reparameterized,
+    log_variance,
     marginals,
     standard_normal,
 )
@@ -237,3 +240,146 @@ def test_kl_divergence_stays_finite_in_float32_where_the_variance_underflows():
     value.backward()
     assert value.item() == pytest.approx(0.5 * (110 - 1), rel=1e-6)
     assert log_variance.grad.item() == pytest.approx(-0.5, rel=1e-6)
+
+
+# The ends of the range, in float32
+
+
+def exact_kl(mean: float, log_variance: float) -> tuple[float, float, float]:
+    """KL to N(0, 1) and its derivatives in mean and log variance, by the formula in float64; infinite beyond float32."""
+    variance = np.float32(np.exp(np.float64(log_variance))).item()
+    return 0.5 * (mean**2 + variance - 1 - log_variance), mean, 0.5 * (variance - 1)
+
+
+@pytest.mark.parametrize("log_variance", [-350.0, -250.0, -200.0, -110.0, -87.0, -1e-4, 0.0, 1e-4, 30.0, 80.0, 88.0])
+@pytest.mark.parametrize("mean", [0.0, 1e-20, 0.5, -300.0])
+def test_kl_divergence_and_its_gradient_are_the_formula_at_the_ends_of_the_range(mean, log_variance, float32):
+    expected = exact_kl(mean, log_variance)
+    place, width = (torch.tensor([value], requires_grad=True) for value in (mean, log_variance))
+    for divergence in (kl_divergence, torch_kl):
+        value = divergence(diagonal_normal(place, width), standard_normal(1))
+        found = (value, *torch.autograd.grad(value, (place, width)))
+        assert [each.item() for each in found] == pytest.approx(expected, rel=2e-6, abs=1e-7)
+    coordinate = torch_kl(marginals(diagonal_normal(place, width)), Normal(0.0, 1.0))
+    assert coordinate.item() == pytest.approx(expected[0], rel=2e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize(("of_q", "of_p"), [(-250.0, -250.0), (-200.0, -202.0), (-249.0, -250.0), (90.0, 91.0)])
+def test_kl_divergence_of_two_tiny_or_huge_widths_depends_on_their_ratio_alone(of_q, of_p, float32):
+    widths = [torch.tensor([value], requires_grad=True) for value in (of_q, of_p)]
+    value = kl_divergence(*(diagonal_normal(torch.zeros(1), width) for width in widths))
+    ratio = of_q - of_p
+    assert value.item() == pytest.approx(0.5 * (math.exp(ratio) - 1 - ratio), rel=1e-6)
+    slopes = [slope.item() for slope in torch.autograd.grad(value, widths)]
+    assert slopes == pytest.approx([0.5 * math.expm1(ratio), -0.5 * math.expm1(ratio)], rel=1e-6)
+
+
+def test_kl_divergence_of_nearly_equal_widths_keeps_its_digits(float32):
+    value = kl_divergence(diagonal_normal(torch.zeros(1), torch.tensor([1e-3])), standard_normal(1))
+    assert value.item() == pytest.approx(0.5 * (math.expm1(1e-3) - 1e-3), rel=1e-3)
+
+
+@pytest.mark.parametrize("log_variance", [-340.0, -200.0, -110.0, 80.0])
+def test_diagonal_normal_log_prob_and_entropy_are_the_formula_where_the_width_underflows(log_variance, float32):
+    width = torch.tensor([log_variance], requires_grad=True)
+    q = diagonal_normal(torch.zeros(1), width)
+    value = q.log_prob(torch.zeros(1))
+    assert value.item() == pytest.approx(-0.5 * (log_variance + math.log(2 * math.pi)), rel=1e-6)
+    assert torch.autograd.grad(value, width)[0].item() == pytest.approx(-0.5)
+    assert q.entropy().item() == pytest.approx(0.5 * (log_variance + 1 + math.log(2 * math.pi)), rel=1e-6)
+    assert log_variance_is_kept(q.expand((4, 3)), log_variance)
+
+
+def log_variance_is_kept(q: Independent, value: float) -> bool:
+    return q.batch_shape == (4, 3) and torch.equal(log_variance(q), torch.full((4, 3, 1), value))
+
+
+def test_diagonal_normal_is_a_normal_of_torch_in_everything_else():
+    mean, width = torch.randn(2, 5, 3)
+    ours, torchs = marginals(diagonal_normal(mean, width)), Normal(mean, (0.5 * width).exp())
+    assert isinstance(ours, Normal)
+    z = torch.randn(4, 5, 3)
+    for name in ("log_prob", "cdf"):
+        torch.testing.assert_close(getattr(ours, name)(z), getattr(torchs, name)(z))
+    torch.testing.assert_close(ours.entropy(), torchs.entropy())
+    for name in ("mean", "stddev", "variance"):
+        assert torch.equal(getattr(ours, name), getattr(torchs, name))
+    for size in ((), (7,)):
+        torch.manual_seed(1)
+        one = ours.rsample(size)
+        torch.manual_seed(1)
+        assert torch.equal(one, torchs.rsample(size))
+    assert torch.equal(ours.expand((2, 5, 3)).scale, torchs.expand((2, 5, 3)).scale)
+    torch.testing.assert_close(torch_kl(ours, torchs), torch.zeros(5, 3))
+
+
+def test_log_variance_of_any_distribution_is_that_of_its_coordinates():
+    mean, width = torch.randn(2, 5, 3)
+    assert torch.equal(log_variance(diagonal_normal(mean, width)), width)
+    torch.testing.assert_close(log_variance(Independent(Normal(mean, (0.5 * width).exp()), 1)), width)
+    torch.testing.assert_close(log_variance(MultivariateNormal(mean, torch.diag_embed(width.exp()))), width)
+
+
+# torch's registry
+
+
+def test_kl_divergence_of_torch_takes_the_mixed_pairs():
+    full, diagonal = random_gaussian(3, (4,)), random_diagonal(3, (4,))
+    for pair in ((full, diagonal), (diagonal, full)):
+        torch.testing.assert_close(torch_kl(*pair), kl_divergence(*pair))
+    with pytest.raises(NotImplementedError):
+        torch_kl(Independent(Cauchy(torch.zeros(3), torch.ones(3)), 1), full)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("mean", "width", "kind", "words"),
+    [
+        (0.0, 0.0, TypeError, ["float"]),
+        (np.zeros(2), torch.zeros(2), TypeError, ["ndarray"]),
+        (torch.zeros(()), torch.zeros(()), ValueError, ["(..., d)", "()"]),
+        (torch.zeros(5, 2), torch.zeros(5, 3), ValueError, ["(5, 2)", "(5, 3)"]),
+    ],
+)
+def test_diagonal_normal_refuses_what_is_no_pair_of_tensors_of_one_shape(mean, width, kind, words, monkeypatch):
+    unchecked = diagonal_normal
+    while hasattr(unchecked, "__wrapped__"):  # without the shape checks of the tests, which come first
+        unchecked = unchecked.__wrapped__
+    with refused(kind, "mean and log_variance", *words):
+        unchecked(mean, width)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, "2", True])
+def test_standard_normal_refuses_a_dimension_that_is_no_positive_integer(size):
+    with refused(ValueError, "latent_dim must be a positive integer", repr(size)):
+        standard_normal(size)
+
+
+def test_kl_divergence_refuses_batches_that_do_not_broadcast():
+    with refused(ValueError, "batch shapes of q and p must broadcast", "(5,)", "(6,)"):
+        kl_divergence(random_diagonal(2, (5,)), random_diagonal(2, (6,)))
+
+
+@pytest.mark.parametrize(
+    ("q", "p"),
+    [
+        (Normal(torch.zeros(50, 2), 1.0), standard_normal(2)),
+        (standard_normal(2), Normal(torch.zeros(2), 1.0)),
+        (Normal(torch.zeros(50, 2), 1.0), standard_normal(50)),
+        (standard_normal(2), random_diagonal(2, (7,))),
+        (random_diagonal(2, (7,)), random_diagonal(2, (5,))),
+    ],
+)
+def test_kl_monte_carlo_refuses_shapes_that_would_broadcast(q, p):
+    with refused(
+        ValueError, "q and p must have the same event shape", tuple(q.batch_shape), tuple(p.batch_shape), "wrap"
+    ):
+        kl_monte_carlo(q, p, 5)
+
+
+def test_kl_monte_carlo_of_single_numbers_is_one_for_each():
+    q, p = Normal(torch.zeros(3), 1.0), Normal(torch.ones(3), 1.0)
+    draws = kl_monte_carlo(q, p, 100_000)
+    assert ((draws - 0.5).abs() < 6 / 100_000**0.5).all()

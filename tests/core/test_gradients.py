@@ -1,14 +1,16 @@
 """Estimators of a gradient under the expectation: unbiased on problems with known gradients, and of known variance."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from checks import refused
 from gradient_problems import BOUND, POINTS, PROBLEMS, assert_unbiased, derivatives, joint, squared_norm
 from scipy import stats
 from sklearn import datasets
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributions as laws
 from torch.distributions import Independent, MultivariateNormal, Normal
 
@@ -441,3 +443,199 @@ def test_score_function_pathwise_and_draws_refuse_what_they_cannot_estimate(mess
 def test_score_function_and_the_others_refuse_a_bad_num_samples(estimator, count):
     with pytest.raises(ValueError, match=f"num_samples must be a positive integer, got {count!r}"):
         estimator(squared_norm, GAUSS, count)
+
+
+# Shapes
+
+
+UNWRAPPED = Normal(torch.zeros(50, 2, requires_grad=True), 1.0)
+IN_SHAPE = [
+    score_function, pathwise, sticking_the_landing, lambda f, q, K: doubly_reparameterized(f, q, K),
+    lambda f, q, K: score_function(f, q, K, taylor_control_variate(f, q)[1]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("estimator", IN_SHAPE, ids=["score", "pathwise", "sticking", "doubly", "taylor"])
+def test_score_function_and_the_others_refuse_a_q_without_its_event(estimator):
+    words = ["f(z) must return one value for each draw and batch element", "(50, 2)", "torch.distributions.Independent"]
+    with refused(ValueError, *words):
+        estimator(squared_norm, UNWRAPPED, 2)
+    assert estimator(squared_norm, Independent(UNWRAPPED, 1), 2).shape == (50,)
+
+
+@pytest.mark.parametrize(
+    ("f", "got"),
+    [
+        (lambda z: z, "shape (3, 50, 2)"),
+        (lambda z: z.sum(), "shape ()"),
+        (lambda z: z.sum(-1).mean(0), "shape (50,)"),
+        (lambda z: z.sum(-1, keepdim=True), "shape (3, 50, 1)"),
+        (lambda z: None, "NoneType"),
+        (lambda z: 1.0, "float"),
+    ],
+)
+@pytest.mark.parametrize("estimator", [score_function, pathwise, sticking_the_landing, doubly_reparameterized])
+def test_score_function_and_the_others_refuse_an_f_of_another_shape(estimator, f, got):
+    with refused(ValueError, "f(z) must return", "shape (3, 50)", got):
+        estimator(f, Independent(UNWRAPPED, 1), 3)
+
+
+def test_score_function_takes_codes_without_an_event():
+    """A discrete code for each of five data, batch (5,), event (): E f = p in closed form."""
+    logits = torch.randn(5, requires_grad=True)
+    found = replicates(
+        lambda m: score_function(lambda z: z, laws.Bernoulli(logits=m.flatten()), 2), (logits[:1],), 20_000
+    )
+    p = logits[:1].sigmoid()
+    assert_unbiased(found, derivatives(p.sum(), (logits,))[0][:1, None].T)
+
+
+@pytest.mark.parametrize("baseline", [torch.ones(50, 1), torch.ones(3), torch.ones(2, 50), float("nan"), float("inf")])
+def test_score_function_refuses_a_baseline_of_another_shape(baseline):
+    with refused(ValueError, "baseline must"):
+        score_function(squared_norm, Independent(UNWRAPPED, 1), 2, baseline)
+
+
+def test_score_function_refuses_a_control_variate_of_another_shape():
+    q = Independent(UNWRAPPED, 1)
+    h, mean = taylor_control_variate(squared_norm, q)
+    with refused(ValueError, "the mean of control_variate", "(50,)", "(50, 1)"):
+        score_function(squared_norm, q, 2, control_variate=(h, mean[:, None]))
+    with refused(ValueError, "control_variate(z) must return", "(2, 50, 2)"):
+        score_function(squared_norm, q, 2, control_variate=(lambda z: z, mean))
+
+
+def test_doubly_reparameterized_takes_single_numbers():
+    """Batch (B,), event (): the same as with an event of one."""
+    mean, found = torch.randn(5, requires_grad=True), []
+    for q, f in (
+        (Normal(mean, 0.7), lambda z: -0.5 * z.square()),
+        (Independent(Normal(mean[:, None], 0.7), 1), lambda z: -0.5 * z[..., 0].square()),
+    ):
+        surrogate = seeded(doubly_reparameterized, f, q, 4)
+        found.append((surrogate, *torch.autograd.grad(surrogate.sum(), mean)))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_replicates_and_taylor_control_variate_work_where_gradients_are_switched_off(mode):
+    def estimates():
+        torch.manual_seed(1)
+        return replicates(lambda m: score_function(squared_norm, diagonal_normal(m, torch.zeros_like(m)), 2), (m,), 30)[
+            0
+        ]
+
+    m = torch.ones(3)
+    q = diagonal_normal(m[None], torch.zeros(1, 3))
+    expected, (h, mean) = estimates(), taylor_control_variate(squared_norm, q)
+    with mode():
+        assert torch.equal(estimates(), expected)
+        again, same = taylor_control_variate(squared_norm, q)
+        assert torch.equal(same, mean)
+        assert torch.equal(again(m), h(m))
+    assert expected.abs().max() > 0.1
+
+
+def test_replicates_refuse_a_surrogate_of_another_length():
+    for surrogate in (lambda m: m.sum(), lambda m: m[:2].sum(1)):
+        with refused(ValueError, "surrogate must return one value for each of 5 copies"):
+            replicates(surrogate, (torch.ones(3),), 5)
+    with refused(ValueError, "count must be a positive integer, got 0"):
+        replicates(lambda m: m.sum(1), (torch.ones(3),), 0)
+
+
+# Normalising flows
+
+
+class Coupling(laws.Transform):
+    """z₂ ↦ z₂ e^{s(z₁)} + t(z₁), z₁ as it is, with s and t from a network; invertible in closed form."""
+
+    domain = codomain = laws.constraints.independent(laws.constraints.real, 1)
+    bijective = True
+
+    def __init__(self, cache_size: int = 0, norm: bool = False) -> None:
+        super().__init__(cache_size)
+        self.net = nn.Sequential(
+            nn.Linear(1, 4), nn.BatchNorm1d(4) if norm else nn.Identity(), nn.Tanh(), nn.Linear(4, 2)
+        )
+
+    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(z[..., :1].reshape(-1, 1)).reshape(*z.shape[:-1], 2).unbind(-1)
+
+    def _call(self, x: Tensor) -> Tensor:
+        s, t = self._pair(x)
+        return torch.stack((x[..., 0], x[..., 1] * s.exp() + t), -1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        s, t = self._pair(y)
+        return torch.stack((y[..., 0], (y[..., 1] - t) * (-s).exp()), -1)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._pair(x)[0]
+
+
+class FromClosure(Coupling):
+    """The same with a function in place of the network."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = lambda z: net(z)
+
+
+def flow(transform: laws.Transform) -> laws.TransformedDistribution:
+    return laws.TransformedDistribution(standard_normal(2).expand((5,)), [transform])
+
+
+@pytest.mark.parametrize("cache_size", [0, 1])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_stop_gradient_detaches_the_networks_inside_a_flow(cache_size, inverse):
+    transform = Coupling(cache_size)
+    q = flow(transform.inv if inverse else transform)
+    z = q.rsample((3,))
+    fixed = stop_gradient(q)
+    assert torch.equal(fixed.log_prob(z.detach()), q.log_prob(z.detach()))
+    assert q.log_prob(z.detach()).requires_grad
+    assert not fixed.log_prob(z.detach()).requires_grad
+    assert fixed.log_prob(z).requires_grad  # through z
+    assert all(parameter.requires_grad for parameter in transform.net.parameters())
+
+
+def test_sticking_the_landing_of_a_flow_is_the_path_gradient():
+    """∇ log p(z) − log q(z) through z alone, by autograd with the density's parameters held as a copy."""
+    transform, target = Coupling(), standard_normal(2)
+    q, parameters = flow(transform), tuple(transform.net.parameters())
+    found = torch.autograd.grad(seeded(sticking_the_landing, target.log_prob, q, 4).sum(), parameters)
+    frozen = copy.deepcopy(transform)
+    for parameter in frozen.net.parameters():
+        parameter.requires_grad_(False)
+    z = seeded(q.rsample, (4,))
+    path = torch.autograd.grad((target.log_prob(z) - flow(frozen).log_prob(z)).mean(0).sum(), parameters)
+    torch.testing.assert_close(found, path)
+    whole = torch.autograd.grad((target.log_prob(z) - q.log_prob(z)).mean(0).sum(), parameters)
+    assert max((a - b).abs().max() for a, b in zip(found, whole, strict=True)) > 1e-3
+
+
+def test_sticking_the_landing_of_a_flow_at_the_posterior_is_zero_for_every_draw():
+    q = flow(Coupling())
+    target = copy.deepcopy(q)
+    value = sticking_the_landing(target.log_prob, q, 3)
+    parameters = tuple(q.transforms[0].net.parameters())
+    assert max(gradient.abs().max() for gradient in torch.autograd.grad(value.sum(), parameters)) < 1e-12
+    assert value.abs().max() < 1e-12
+
+
+def test_stop_gradient_leaves_the_running_averages_of_a_flow_alone():
+    transform = Coupling(norm=True)
+    fixed, z = stop_gradient(flow(transform)), torch.randn(5, 2)
+    before = transform.net[1].running_mean.clone()
+    fixed.log_prob(z)
+    assert torch.equal(transform.net[1].running_mean, before)
+
+
+def test_stop_gradient_refuses_what_it_cannot_detach():
+    before = torch.get_rng_state()
+    with refused(ValueError, "TransformedDistribution", "stop_gradient cannot find", "nn.Modules"):
+        stop_gradient(flow(FromClosure(nn.Linear(1, 2))))
+    assert torch.equal(torch.get_rng_state(), before)
+    frozen = nn.Linear(1, 2).requires_grad_(False)
+    assert not stop_gradient(flow(FromClosure(frozen))).log_prob(torch.zeros(5, 2)).requires_grad
