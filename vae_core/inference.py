@@ -227,7 +227,8 @@ def annealed_importance_sampling(
     Source: Neal (2001) §2; for decoders, Wu et al. (2017).
     """
     size = torch.Size([positive_int("num_samples", num_samples)])
-    betas = torch.linspace(0, 1, positive_int("temperatures", temperatures) + 1).tolist()
+    count = positive_int("temperatures", temperatures)
+    betas = torch.linspace(0, 1, count + 1, dtype=torch.float64).tolist()
     leaps = positive_int("leapfrog_steps", leapfrog_steps)
     _check_rates(step_size=step_size)
     with evaluation_mode(model), random_state(seed), gradients_recorded(), torch.no_grad():

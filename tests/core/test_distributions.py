@@ -246,7 +246,7 @@ def test_kl_divergence_stays_finite_in_float32_where_the_variance_underflows():
 
 
 def exact_kl(mean: float, log_variance: float) -> tuple[float, float, float]:
-    """KL to N(0, 1) and its derivatives in mean and log variance, by the formula in float64; infinite beyond float32."""
+    """KL to N(0, 1) and its derivatives in mean and log variance, by the formula in float64."""
     variance = np.float32(np.exp(np.float64(log_variance))).item()
     return 0.5 * (mean**2 + variance - 1 - log_variance), mean, 0.5 * (variance - 1)
 

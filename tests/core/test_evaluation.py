@@ -290,3 +290,28 @@ def test_entropy_floor_refuses_values_outside_of_the_unit_interval(x):
 def test_reconstruction_at_code_and_mse_refuse_a_bad_batch_size(figure, batch_size):
     with refused(ValueError, "batch_size must be a positive integer, got"):
         figure(BUILDERS["VAE"](), torch.rand(2, *SHAPE), batch_size=batch_size)
+
+
+def test_entropy_floor_takes_bytes_and_arrays():
+    x = torch.randint(0, 256, (7, *SHAPE), dtype=torch.uint8)
+    expected = entropy_floor(x.double() / 255)
+    assert entropy_floor(x) == pytest.approx(expected, rel=1e-12)
+    assert entropy_floor(x.numpy()) == pytest.approx(expected, rel=1e-12)
+    assert entropy_floor((x / 255.0).numpy()) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [1e-45, 1e-38, 1e-12, 1e-7, 1 - 6e-8])
+def test_entropy_floor_of_float32_is_exact_at_the_ends_of_the_interval(value):
+    x = torch.full((3, *SHAPE), value, dtype=torch.float32)
+    p = x[0, 0, 0, 0].double().item()
+    expected = 16 * (-p * np.log(p) - (1 - p) * np.log1p(-p))
+    assert entropy_floor(x) == pytest.approx(expected, rel=1e-8)
+
+
+def test_add_outliers_takes_arrays():
+    x = torch.randint(256, (100, 1, 4, 4), dtype=torch.uint8)
+    assert torch.equal(add_outliers(x.numpy(), 0.3), add_outliers(x, 0.3))
+    with refused(TypeError, "x must be uint8 images", "float64"):
+        add_outliers(x.numpy() / 255, 0.3)
+    with refused(TypeError, "x must be uint8 images", "list"):
+        add_outliers(x.tolist(), 0.3)

@@ -1,22 +1,26 @@
 """Per-datum inference, variational EM, annealed importance sampling and the gaps, against exact posteriors."""
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
 import torch
+from checks import refused
 from inference_problems import SKEW, STRAIGHT, SVI_ERROR, Linear, X, linear
 from torch import Tensor, nn
-from torch.distributions import Independent
+from torch.distributions import Independent, Normal
 
-from vae_core.distributions import diagonal_normal, kl_divergence
+from vae_core.distributions import diagonal_normal, kl_divergence, log_variance, standard_normal
 from vae_core.evaluation import inference_gap
 from vae_core.inference import (
     LocalPosteriors,
+    WithPosterior,
     annealed_importance_sampling,
     fit_posterior,
     variational_em,
 )
 from vae_core.linear import PPCA
+from vae_core.objectives import elbo
 from vae_core.quadrature import QuadratureModel, curve, two_modes
 from vae_core.runtime import evaluation_mode, random_state
 
@@ -248,3 +252,142 @@ def test_random_state_gives_the_seeds_numbers_within_and_the_callers_after():
     assert torch.equal(torch.randn(2), expected)
     torch.manual_seed(7)
     assert torch.equal(torch.randn(3), inner[0])
+
+
+# What surrounds a call
+
+
+def em(float_type: torch.dtype = torch.float64, **modes):
+    """Two epochs of variational EM on a linear model: losses, weights and table."""
+    torch.manual_seed(5)
+    model, q = Linear(SKEW.clone()).to(float_type), LocalPosteriors(40, 2)
+    x = torch.randn(40, 5, dtype=float_type)
+    return model, q, x, lambda: variational_em(model, x, q, epochs=3, batch_size=10, **modes)
+
+
+AMBIENT = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "default float32": lambda: torch.set_default_dtype(torch.float32) or nullcontext(),
+}
+
+
+@pytest.mark.parametrize("ambient", AMBIENT.values(), ids=AMBIENT)
+def test_variational_em_fit_posterior_and_annealing_do_not_depend_on_ambient_state(ambient):
+    found = []
+    for context in (nullcontext, ambient):
+        model, q, x, train = em()
+        with context():
+            history = train()
+            best = fit_posterior(model, x, steps=20)
+            log_w = annealed_importance_sampling(model, x, best, temperatures=3)
+        found.append((history[-1]["loss"], model.weight.detach(), q.table.weight.detach(), best.mean, log_w))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+    assert found[0][1].sub(SKEW).abs().max() > 1e-3  # it has learned
+
+
+def test_variational_em_trains_a_float32_decoder_where_the_default_is_float64():
+    model, q, _, train = em(torch.float32)
+    assert torch.get_default_dtype() == q.table.weight.dtype == torch.float64
+    train()
+    assert q.table.weight.dtype == model.weight.dtype == torch.float32
+    assert fit_posterior(model, X.float(), steps=3).mean.dtype == torch.float32
+    assert fit_posterior(model, X.numpy(), steps=3).mean.dtype == torch.float32
+
+
+def test_variational_em_trains_x_that_was_made_in_inference_mode():
+    model, q, x, train = em()
+    expected = train()
+    model, q, _, _ = em()
+    with torch.inference_mode():
+        x = x.clone()
+    assert variational_em(model, x, q, epochs=3, batch_size=10) == expected
+
+
+def test_variational_em_refuses_parameters_that_were_made_in_inference_mode():
+    with torch.inference_mode():
+        q = LocalPosteriors(6, 2)
+    with refused(ValueError, "made outside of torch.inference_mode"):
+        variational_em(Linear(SKEW.clone()), X, q, epochs=1)
+
+
+class Decoder(nn.Module):
+    """A network whose weights autocast casts, and caches the casts of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 5))
+
+    prior = standard_normal(2, like=torch.zeros((), dtype=torch.float32))
+
+    def likelihood(self, z: Tensor) -> Independent:
+        mean = self.net(z).float()
+        return diagonal_normal(mean, torch.full_like(mean, -2.0))
+
+
+def test_variational_em_and_fit_posterior_within_autocast_come_to_the_same_figures(float32):
+    """bfloat16 keeps three digits; with stale copies of the weights the decoder would not learn at all."""
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(5)
+        model, q, x = Decoder(), LocalPosteriors(64, 2), 2 * torch.randn(64, 2) @ torch.randn(2, 5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            rates = dict(learning_rate=0.02, local_learning_rate=0.1, num_samples=4)
+            history = variational_em(model, x, q, epochs=60, batch_size=32, **rates)
+            best = fit_posterior(model, x[:8], steps=100)
+        bound = elbo(WithPosterior(model, best), x[:8].float(), 200).mean().item()
+        found.append((history[0]["loss"], history[-1]["loss"], bound))
+    assert found[0][1] < found[0][0] / 3
+    assert found[1] == pytest.approx(found[0], rel=0.1)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf"), "fast"])
+def test_variational_em_fit_posterior_and_annealing_refuse_a_rate_that_is_not_positive(rate):
+    model, q = Linear(SKEW.clone()), LocalPosteriors(6, 2)
+    with refused(ValueError, "learning_rate must be positive and finite", repr(rate)):
+        fit_posterior(model, X, learning_rate=rate)
+    for name in ("learning_rate", "local_learning_rate"):
+        with refused(ValueError, f"{name} must be positive and finite", repr(rate)):
+            variational_em(model, X, q, epochs=1, **{name: rate})
+    with refused(ValueError, "step_size must be positive and finite", repr(rate)):
+        annealed_importance_sampling(model, X, model.posterior(X), step_size=rate)
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "e_steps", "num_samples"])
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, "3"])
+def test_variational_em_refuses_counts_that_are_no_positive_integers(name, count):
+    with refused(ValueError, f"{name} must be a positive integer", repr(count)):
+        variational_em(Linear(SKEW.clone()), X, LocalPosteriors(6, 2), **{"epochs": 1, name: count})
+
+
+def test_variational_em_and_fit_posterior_say_that_they_diverged():
+    model = Linear(SKEW.clone())
+    with refused(ArithmeticError, "the search for q became nan or infinite", "learning_rate"):
+        fit_posterior(model, X, learning_rate=1e200, steps=5)
+    with refused(ArithmeticError, "the loss became", "in epoch", "learning rates"):
+        variational_em(model, X, LocalPosteriors(6, 2), epochs=9, learning_rate=1e200, local_learning_rate=1e200)
+
+
+ELSE = [Normal(torch.zeros(6, 2), 1.0), diagonal_normal(torch.zeros(5, 2), torch.zeros(5, 2))]
+
+
+@pytest.mark.parametrize("start", ELSE)
+def test_fit_posterior_and_annealing_refuse_a_start_of_another_shape(start):
+    model = Linear(SKEW.clone())
+    with refused(ValueError, "start must have batch shape (6,) and event shape (d,)", tuple(start.batch_shape)):
+        fit_posterior(model, X, start)
+    with refused(ValueError, "q must have batch shape (6,) and event shape (d,)", tuple(start.batch_shape)):
+        annealed_importance_sampling(model, X, start)
+
+
+def test_fit_posterior_keeps_a_start_whose_width_underflows(float32):
+    start = diagonal_normal(torch.zeros(6, 2), torch.full((6, 2), -250.0))
+    q = fit_posterior(Linear(SKEW.float()).float(), X, start, steps=0)
+    assert torch.equal(log_variance(q), torch.full((6, 2), -250.0))
+
+
+def test_local_posteriors_refuse_counts_that_are_no_positive_integers():
+    for arguments, name in (((0, 2), "n"), ((3, 0), "latent_dim"), ((2.5, 2), "n")):
+        with refused(ValueError, f"{name} must be a positive integer"):
+            LocalPosteriors(*arguments)

@@ -169,3 +169,24 @@ def test_inference_gap_of_a_network_is_not_negative(seed):
 def test_inference_gap_refuses_no_images(linear):
     with pytest.raises(ValueError, match="x must hold at least one image or row, got none"):
         inference_gap(linear, X[:0])
+
+
+def test_log_mean_exp_of_weights_that_are_zero():
+    """A weight of 0 counts as one; if all are, the logarithm is −∞ and nothing is known about it."""
+    log_w = torch.tensor([[0.0, -math.inf], [-math.inf, -math.inf]])
+    estimate, error = log_mean_exp(log_w)
+    assert estimate.tolist() == [-math.log(2), -math.inf]
+    assert error.tolist() == [pytest.approx(1.0), math.inf]  # weights 1, 0: mean 1/2, deviation 1/√2
+
+
+def test_log_mean_exp_far_out_in_float32(float32):
+    weights = torch.tensor([[3e4, -3e4], [3e4 + 1, -3e4 - 1]])
+    estimate, error = log_mean_exp(weights)
+    assert estimate.isfinite().all()
+    assert torch.allclose(error[0], error[1])
+
+
+@pytest.mark.parametrize("log_w", [torch.zeros(1, 3), torch.zeros(0, 3)])
+def test_log_mean_exp_refuses_fewer_than_two_weights(log_w):
+    with pytest.raises(ValueError, match=f"at least two weights for each datum, got {len(log_w)}"):
+        log_mean_exp(log_w)

@@ -92,3 +92,55 @@ def test_sharpness_of_a_ramp_is_zero_and_of_a_blurred_edge_smaller():
 def test_sharpness_refuses_images_without_inner_pixels(shape):
     with pytest.raises(ValueError, match="at least 3 by 3 pixels"):
         sharpness(torch.zeros(shape))
+
+
+FORMS = {
+    "arrays": lambda codes, y: (codes.numpy(), y.numpy()),
+    "lists": lambda codes, y: (codes.tolist(), y.tolist()),
+    "requires grad": lambda codes, y: (codes.clone().requires_grad_(), y),
+    "labels as floats": lambda codes, y: (codes, y.double()),
+    "a column-major array": lambda codes, y: (np.asfortranarray(codes.numpy()), tuple(y.tolist())),
+}
+
+
+@every_probe
+@pytest.mark.parametrize("form", FORMS)
+def test_linear_probe_and_neighbour_accuracy_take_what_people_have(probe, form):
+    parts = two_gaussians(200, 1.5, 0), two_gaussians(200, 1.5, 1)
+    expected = probe(*parts[0], *parts[1])
+    assert probe(*FORMS[form](*parts[0]), *FORMS[form](*parts[1])) == expected
+
+
+REFUSED = {
+    "classes that are fractions": (lambda c, y: (c, y + 0.5, c, y), "y must be whole numbers"),
+    "names of classes": (lambda c, y: (c, [str(k) for k in y.tolist()], c, y), "y must hold real numbers"),
+    "masked codes": (
+        lambda c, y: (np.ma.masked_array(c.numpy(), c.numpy() > 1), y, c, y),
+        "codes must not be a masked",
+    ),
+    "codes that hold nan": (lambda c, y: (c / 0 * 0, y, c, y), "codes must be finite"),
+    "codes of another width": (lambda c, y: (c, y, c[:, :1], y), "codes and codes_test must have shapes"),
+    "images": (lambda c, y: (c[:, :, None], y, c[:, :, None], y), "codes and codes_test must have shapes"),
+    "one class": (lambda c, y: (c, 0 * y, c, y), "y must hold at least two classes, got only 0"),
+    "test classes of other data": (lambda c, y: (c, y, c, y[:3]), "y_test must hold one entry for each image"),
+}
+
+
+@every_probe
+@pytest.mark.parametrize("case", REFUSED)
+def test_linear_probe_and_neighbour_accuracy_refuse_what_has_no_meaning(probe, case):
+    arguments, words = REFUSED[case]
+    with pytest.raises((TypeError, ValueError), match=words):
+        probe(*arguments(*two_gaussians(20, 1.0, 0)))
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, 21])
+def test_neighbour_accuracy_refuses_a_number_of_neighbours_that_are_not_there(count):
+    codes, y = two_gaussians(20, 1.0, 0)
+    with pytest.raises(ValueError, match="num_neighbours must be"):
+        neighbour_accuracy(codes, y, codes, y, count)
+
+
+def test_sharpness_takes_arrays_and_images_that_require_grad():
+    x = torch.rand(5, 3, 9, 7)
+    assert sharpness(x.numpy()) == sharpness(x.requires_grad_()) == sharpness(x)
