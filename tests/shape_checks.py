@@ -10,7 +10,7 @@ from typing import Any
 from beartype import beartype
 from jaxtyping import install_import_hook
 
-MODULES = ("objectives", "distributions", "gradients", "inference", "evaluation")
+MODULES = ("objectives", "distributions", "gradients", "inference", "evaluation", "quadrature")
 
 
 def shapes_only(function: Callable) -> Callable:

@@ -20,6 +20,7 @@ from torch.distributions import Distribution, Independent
 
 from vae_core._detached import without_gradients
 from vae_core._model_outputs import check_shape, values_of
+from vae_core.distributions import shapes_broadcast
 from vae_core.runtime import gradients_recorded, positive_int
 
 Function = Callable[[Tensor], Tensor]
@@ -242,8 +243,9 @@ def _derivatives(
 
 def _baseline(values: Tensor, baseline: float | Tensor | str) -> float | Tensor:
     if isinstance(baseline, Tensor):
-        if baseline.shape not in ((), values.shape[1:]):
-            shapes = f"{tuple(values.shape[1:])}, one for each batch element of q, got {tuple(baseline.shape)}"
+        batch = values.shape[1:]
+        if not shapes_broadcast(batch, baseline.shape, onto=batch):
+            shapes = f"{tuple(batch)}, one for each batch element of q, got {tuple(baseline.shape)}"
             raise ValueError(f"baseline must have shape () or {shapes}")
         return baseline.detach()
     if isinstance(baseline, Real) and not isinstance(baseline, bool) and isfinite(baseline):

@@ -167,7 +167,7 @@ def test_quadrature_model_elbo_gets_nothing_where_q_is_zero():
 
 @pytest.mark.parametrize("sigma", [0.0, -0.3, math.nan])
 def test_quadrature_model_refuses_a_noise_that_is_not_positive(sigma):
-    with pytest.raises(ValueError, match="sigma must be positive, got"):
+    with pytest.raises(ValueError, match="sigma must be positive and finite, got"):
         QuadratureModel(curve, sigma)
 
 
@@ -193,3 +193,28 @@ def test_quadrature_model_refuses_a_q_that_does_not_fit_the_grid(mean, sd, integ
     model, x = QuadratureModel(two_modes, 0.5), POINTS[two_modes][:1]
     with pytest.raises(ValueError, match=r"q does not fit the grid \(datum 0\)"):
         getattr(model, integral)(x, gaussian(x, mean, sd))
+
+
+@pytest.mark.parametrize(
+    "q",
+    [
+        torch.distributions.Normal(torch.zeros(3, 1), 1.0),
+        diagonal_normal(torch.zeros(2, 1), torch.zeros(2, 1)),
+        diagonal_normal(torch.zeros(3, 2), torch.zeros(3, 2)),
+    ],
+)
+@pytest.mark.parametrize("integral", ["elbo", "gap", "forward_kl"])
+def test_quadrature_model_refuses_a_q_of_another_shape(q, integral):
+    with pytest.raises(ValueError, match=r"must have batch shape \(.*Independent"):
+        getattr(QuadratureModel(two_modes, 0.5), integral)(POINTS[two_modes], q)
+
+
+def test_quadrature_model_refuses_data_of_another_width():
+    with pytest.raises(ValueError, match=r"x must have shape \(B, 2\), got \(3, 1\)"):
+        QuadratureModel(curve, 0.5).log_prob(torch.ones(3, 1))
+
+
+@pytest.mark.parametrize("settings", [dict(limit=0.0), dict(limit=math.inf), dict(points=2), dict(points=10.5)])
+def test_quadrature_model_refuses_a_grid_that_is_none(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
+        QuadratureModel(curve, 0.5, **settings)
