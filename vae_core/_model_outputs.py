@@ -1,7 +1,7 @@
 """What a model is given, and what it or a function returns, checked where they enter: kind, shapes, support."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
@@ -17,7 +17,7 @@ WRAP = "wrap it: torch.distributions.Independent(distribution, 1)"
 def model_input(model: object, x: Any, name: str = "x") -> Tensor:
     """Return all data at once as `as_images` reads them, in [0, 1] if uint8, on the model's device, in its precision.
 
-    What is no `nn.Module` tells neither, so tensors keep theirs.
+    For what is no `nn.Module`, tensors keep their own.
     """
     x = read_input(model, x, name)
     return unit_interval(x.to(device_of(model, x.device)), dtype_of(model))
@@ -52,12 +52,23 @@ def expanded_prior(prior: Any, n: int) -> Distribution:
     return prior.expand(Size([n]))
 
 
-def check_likelihood(p: Any, batch: Size, x: Tensor) -> None:
-    """Raise unless p is p(x|z) for codes of this batch shape, and x lies in its support (where values can be read).
+def log_likelihood_of(p: Any, batch: Size, x: Tensor) -> Tensor:
+    """Return log p(x|z) for codes of this batch shape, e.g. (K, B), where x (B, …) lies in the support of p.
 
-    Raises TypeError for what is no distribution, ValueError for other shapes or values.
+    `p` is what `likelihood(z)` returned: a distribution, or any object with a `log_prob`, which states no support.
+
+    Raises TypeError for what has none, ValueError for other shapes, or for values outside (where they can be read).
     """
-    _check_distribution(p, "likelihood(z)")
+    if isinstance(p, Distribution):
+        _check_likelihood(p, batch, x)
+    elif not callable(getattr(p, "log_prob", None)):
+        raise TypeError(f"likelihood(z) must be a distribution, with a log_prob, got {type(p).__name__}")
+    values = p.log_prob(x)
+    check_shape("likelihood(z).log_prob(x)", values, batch)
+    return cast(Tensor, values)
+
+
+def _check_likelihood(p: Distribution, batch: Size, x: Tensor) -> None:
     event = x.shape[1:]
     if p.event_shape != event or p.batch_shape != batch:
         wanted = f"batch shape {tuple(batch)} and event shape {tuple(event)}, that of one datum"

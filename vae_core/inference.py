@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
-from vae_core._model_outputs import check_latent, check_likelihood, expanded_prior, model_input
+from vae_core._model_outputs import check_latent, expanded_prior, log_likelihood_of, model_input
 from vae_core.distributions import diagonal_normal, log_variance
 from vae_core.gradients import stop_gradient
 from vae_core.objectives import LatentVariableModel, elbo
@@ -236,7 +236,7 @@ def annealed_importance_sampling(
         check_latent(q, model.prior, len(x), "q")
         start = stop_gradient(q)
         z = start.sample(size)
-        check_likelihood(model.likelihood(z), z.shape[:-1], x)
+        log_likelihood_of(model.likelihood(z), z.shape[:-1], x)  # once for all temperatures
         log_w = torch.zeros(z.shape[:-1], dtype=z.dtype, device=z.device)
         for previous, beta in pairwise(betas):
             log_p = model.prior.log_prob(z) + model.likelihood(z).log_prob(x)

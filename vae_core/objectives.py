@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_core._model_outputs import check_latent, check_likelihood
+from vae_core._model_outputs import check_latent, log_likelihood_of
 from vae_core.distributions import kl_divergence, marginals
 from vae_core.runtime import can_read_values, positive_int
 
@@ -211,9 +211,7 @@ def reconstruction_log_likelihood(model: Codec, x: Float[Tensor, "B ..."]) -> Va
 
     Source: Saleh §4.1.4.
     """
-    p = model.likelihood(model.encode(x))
-    check_likelihood(p, x.shape[:1], x)
-    log_likelihood = p.log_prob(x)
+    log_likelihood = log_likelihood_of(model.likelihood(model.encode(x)), x.shape[:1], x)
     return ValueAndTerms(log_likelihood, {"reconstruction": -log_likelihood})
 
 
@@ -223,9 +221,7 @@ def _draw(model: LatentVariableModel, x: Tensor, num_samples: int) -> tuple[Dist
     q, prior = model.posterior(x), model.prior
     check_latent(q, prior, len(x))
     z = _samples(q, size)  # (K, B, d)
-    p = model.likelihood(z)
-    check_likelihood(p, size + q.batch_shape, x)
-    return q, prior, z, p.log_prob(x)
+    return q, prior, z, log_likelihood_of(model.likelihood(z), size + q.batch_shape, x)
 
 
 def _samples(q: Distribution, size: torch.Size) -> Tensor:

@@ -129,6 +129,23 @@ def test_elbo_and_all_figures_refuse_distributions_of_another_shape(use, case):
         use(Model(**parts), X)
 
 
+class Observed:
+    """p of the first pixels alone: no distribution of torch's, but it has a log_prob."""
+
+    def __init__(self, logits: Tensor, count: int) -> None:
+        self.pixels, self.seen = Bernoulli(logits=logits, validate_args=False), torch.arange(6).reshape(SHAPE) < count
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return (self.pixels.log_prob(x) * self.seen).sum((-3, -2, -1))
+
+
+@EACH
+def test_elbo_and_all_figures_take_a_likelihood_that_only_has_a_log_prob(use):
+    use(Model(likelihood=lambda t: Observed(t, 4)), X)
+    with refused(ValueError, "likelihood(z).log_prob(x)", "6"):
+        use(Model(likelihood=lambda t: Observed(t.sum(-1, keepdim=True)[None], 4)), X)
+
+
 @pytest.mark.parametrize("use", BOUNDS.values(), ids=BOUNDS)
 def test_elbo_refuses_a_posterior_that_is_a_pair(use):
     with refused(TypeError, "posterior(x)", "tuple"):
