@@ -36,6 +36,8 @@ def terms_of(model: Any, x: Any, y: Any, function: Function, batch_size: int) ->
     """Return what `function` returns for each batch. Raises ValueError for nan, and as `evaluation.evaluate` does."""
     size, x = positive_int("batch_size", batch_size), read_input(model, x)
     y, found = conditions_of(model, y, len(x)), []
+    if len(x) <= size and y is getattr(model, "condition", None):  # it has them already
+        y = None
     with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(x), size):
             rows = slice(start, start + size)
