@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pdf
 import pytest
+import shape_checks
 import torch
 from hypothesis import settings
+
+shape_checks.install()  # before anything of vae_core is imported
 
 from vae_core.data import default_root
 from vae_core.experiments import setups

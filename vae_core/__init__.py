@@ -17,9 +17,12 @@ The flat core (a file imports only from files above it, and never from the two f
 `networks`             bare maps: `mlp`, `conv_encoder`, `conv_decoder`
 `_model_files`         what `models.save` and `models.load` write and read
 `models`               `VAE`, `ConditionalVAE` and `Autoencoder`, and the functions that build them
+`_model_outputs`       what a model is given, and what it returns, checked where they enter
 `objectives`           `elbo`, `iwae_bound`, `log_weights`: one value per datum, nats, maximised
+`_detached`            a distribution without its gradients
 `gradients`            estimators of a gradient under the expectation: `score_function`, `pathwise`, ...
 `inference`            q datum by datum, variational EM, annealed importance sampling
+`_held_out`            held-out data in batches, each beside its own conditions
 `evaluation`           figures on held-out data: losses, log p(x), gaps, active units, probes
 `_linear_gaussian`     what the linear models share
 `linear`               `PCA`, `PPCA`, `FactorAnalysis`, exactly

@@ -2,7 +2,7 @@
 
 z ~ N(0, 1), x = f(z) + noise of variance σ². Marginal, posterior, any ELBO and any gap are integrals over a line;
 the trapezoid rule on a fine grid gives them to about 1e-10, because the integrands are smooth and vanish at both ends.
-That asks for a posterior (and a q) that lies within the grid and is wider than its step; another is refused.
+That asks for a posterior (and a q) that lies within the grid and is wider than its step; another raises an error.
 Linear models, which have formulas instead, are in `linear`.
 """
 
@@ -10,38 +10,50 @@ import math
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from vae_core.distributions import standard_normal
+from vae_core.runtime import positive_int
 
 EDGE = -6.0  # how far below its peak a log density must have fallen at the ends of the grid: 3.5 standard deviations
 
 
 def two_modes(z: Tensor) -> Tensor:
-    """f(z) = z²: of an x > 0 one cannot say which of two codes made it, so the posterior has two humps. (..., 1)"""
+    """Return f(z) = z²: two codes explain the same x > 0, so the posterior has two modes. (..., 1)"""
     return z.square()
 
 
 def curve(z: Tensor) -> Tensor:
-    """A smooth curve in the plane, f(z) = (z, sin 2z): (..., 1) -> (..., 2)."""
+    """Return a point of a smooth curve in the plane, f(z) = (z, sin 2z): (..., 1) -> (..., 2)."""
     return torch.cat([z, (2 * z).sin()], -1)
 
 
 class QuadratureModel:
     r"""The model :math:`p(z) = \mathcal N(0,1)`, :math:`p(x|z) = \mathcal N(f(z), \sigma^2 I)`, with exact answers.
 
-    `f` maps codes (..., 1) to means (..., p). It has the `prior` and `likelihood(z)` that objectives ask for; a
-    `posterior(x)`, exact or not, is for the reader to choose. The grid covers [−limit, limit] with `points` points.
-    Raises ValueError unless σ > 0, and where a posterior or a q does not fit that grid. Source: Chen §2.2 and
-    lecture notes §1.2, which only say that these integrals exist.
+    It has the `prior` and `likelihood(z)` that objectives ask for; a `posterior(x)`, exact or not, is for the reader to
+    choose. Where x or q stand below, x is (B, p) and q has batch (B,) and event (1,).
+
+    Args:
+        f: maps codes (..., 1) to means (..., p).
+        sigma: σ > 0.
+        limit: the grid covers [−limit, limit].
+        points: how many points it has.
+
+    Raises: ValueError for settings out of range, for x or q of another shape, and where a posterior or a q does not fit
+    the grid.
+
+    Source: Chen §2.2 and lecture notes §1.2, which only state that these integrals exist.
     """
 
     def __init__(self, f: Callable[[Tensor], Tensor], sigma: float, limit: float = 9.0, points: int = 8001) -> None:
-        if not sigma > 0:
-            raise ValueError(f"sigma must be positive, got {sigma!r}")
+        for name, value in (("sigma", sigma), ("limit", limit)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value!r}")
         self.f, self.sigma = f, sigma
-        self.grid = torch.linspace(-limit, limit, points, dtype=torch.float64)
+        self.grid = torch.linspace(-limit, limit, positive_int("points", points, least=3), dtype=torch.float64)
 
     @property
     def prior(self) -> Independent:
@@ -52,53 +64,62 @@ class QuadratureModel:
         """p(x|z): z (..., 1) -> batch (...), event (p,)."""
         return Independent(Normal(self.f(z), self.sigma, validate_args=False), 1, validate_args=False)
 
-    def log_joint(self, x: Tensor) -> Tensor:
-        """log p(x, z) for each x (B, p) at each point of the grid: (B, points), nats."""
+    def log_joint(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B points"]:
+        """Return log p(x, z) for each x at each point of the grid, nats."""
         z = self.grid[:, None]
-        return self.prior.log_prob(z) + self.likelihood(z).log_prob(x[:, None])
+        likelihood = self.likelihood(z)
+        if x.shape[1:] != likelihood.event_shape:
+            wanted = ", ".join(map(str, ("B", *likelihood.event_shape)))
+            raise ValueError(f"x must have shape ({wanted}), got {tuple(x.shape)}")
+        return self.prior.log_prob(z) + likelihood.log_prob(x[:, None])
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        r"""log p(x) = log ∫ p(z) p(x|z) dz for x (B, p): (B,), nats."""
+    def log_prob(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, " B"]:
+        r"""Return log p(x) = log ∫ p(z) p(x|z) dz, nats."""
         log_joint = self.log_joint(x)
         total = log_joint.logsumexp(1)
         self._check_fit(log_joint, log_joint[:, ::2].logsumexp(1) + math.log(2) - total, 0.5, "the posterior of x")
         return total + self._log_step
 
-    def posterior_density(self, x: Tensor) -> Tensor:
-        """p(z|x) on the grid: (B, points); each row integrates to 1."""
+    def posterior_density(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B points"]:
+        """Return p(z|x) on the grid; each row integrates to 1."""
         return (self.log_joint(x) - self.log_prob(x)[:, None]).exp()
 
-    def expectation(self, density: Tensor, values: Tensor) -> Tensor:
-        """∫ density(z) values(z) dz over the grid: (B, points) each -> (B,)."""
+    def expectation(self, density: Float[Tensor, "B P"], values: Float[Tensor, "*_ P"]) -> Float[Tensor, " _"]:
+        """Return ∫ density(z) values(z) dz over the grid."""
         return (density * values).sum(-1) * self._log_step.exp()
 
-    def posterior_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of p(z|x): (B,) each."""
+    def posterior_moments(self, x: Shaped[Tensor, "B ..."]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """Return mean and standard deviation of p(z|x)."""
         density = self.posterior_density(x)
         mean = self.expectation(density, self.grid)
         return mean, (self.expectation(density, self.grid.square()) - mean.square()).sqrt()
 
-    def elbo(self, x: Tensor, q: Distribution) -> Tensor:
-        r"""The ELBO of x (B, p) for any density q over z with batch (B,) and event (1,), exactly: (B,), nats.
+    def elbo(self, x: Shaped[Tensor, "B ..."], q: Distribution) -> Float[Tensor, " B"]:
+        r"""Return the ELBO for any density q over z, exactly, nats.
 
         .. math:: \int q(z)\,[\log p(x,z) - \log q(z)]\,dz = \log p(x) - \mathrm{KL}(q\,\|\,p(z|x))
         """
-        log_q = self._log_density(q)
+        log_q = self._log_density(q, len(x))
         return self.expectation(log_q.exp(), self.log_joint(x) - log_q)
 
-    def gap(self, x: Tensor, q: Distribution) -> Tensor:
-        """KL(q ‖ p(z|x)), by its own integral: (B,), nats."""
-        log_q = self._log_density(q)
+    def gap(self, x: Shaped[Tensor, "B ..."], q: Distribution) -> Float[Tensor, " B"]:
+        """Return KL(q ‖ p(z|x)), which is log p(x) minus the ELBO, by its own integral, nats."""
+        log_q = self._log_density(q, len(x))
         return self.expectation(log_q.exp(), log_q - (self.log_joint(x) - self.log_prob(x)[:, None]))
 
-    def forward_kl(self, x: Tensor, q: Distribution) -> Tensor:
-        """KL(p(z|x) ‖ q), the other direction: (B,), nats."""
+    def forward_kl(self, x: Shaped[Tensor, "B ..."], q: Distribution) -> Float[Tensor, " B"]:
+        """Return KL(p(z|x) ‖ q), the forward (inclusive) direction, nats."""
         log_p = self.log_joint(x) - self.log_prob(x)[:, None]
-        return self.expectation(log_p.exp(), log_p - self._log_density(q))
+        return self.expectation(log_p.exp(), log_p - self._log_density(q, len(x)))
 
-    def _log_density(self, q: Distribution) -> Tensor:
+    def _log_density(self, q: Distribution, n: int) -> Tensor:
         """log q on the grid, (B, points); finite, so that 0 log 0 = 0, also where q is 0."""
-        log_q = q.log_prob(self.grid[:, None, None]).T.double().clamp(min=-1e300)
+        values = q.log_prob(self.grid[:, None, None])  # (points, B)
+        if values.shape not in ((len(self.grid), n), (len(self.grid), 1)) or getattr(q, "event_shape", (1,)) != (1,):
+            shapes = f"batch shape {tuple(q.batch_shape)} and event shape {tuple(q.event_shape)}"
+            wrap = "wrap it: torch.distributions.Independent(q, 1)"
+            raise ValueError(f"q must have batch shape ({n},) and event shape (1,), got {shapes}; {wrap}")
+        log_q = values.T.double().clamp(min=-1e300)
         self._check_fit(log_q, log_q.logsumexp(1) + self._log_step, 0.1, "q")
         return log_q
 

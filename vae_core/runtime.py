@@ -7,6 +7,7 @@ import platform
 import random
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from math import inf
 from numbers import Integral
@@ -200,13 +201,18 @@ def dtype_of(model: object) -> torch.dtype:
 
 @contextlib.contextmanager
 def evaluation_mode(model: object) -> Iterator[None]:
-    """Evaluation mode within, and each module's own mode again afterwards. What is no `nn.Module` is left alone."""
+    """Evaluation mode within, and each module's own mode again afterwards. What is no `nn.Module` is left alone.
+
+    Under `torch.autocast` the weights are cast anew, within and afterwards: its copies may be older than the weights.
+    """
     modes = {module: module.training for module in model.modules()} if isinstance(model, torch.nn.Module) else {}
     for module in modes:
         module.training = False
+    torch.clear_autocast_cache()
     try:
         yield
     finally:
+        torch.clear_autocast_cache()
         for module, mode in modes.items():
             module.training = mode
 
@@ -217,6 +223,40 @@ def random_state(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
+
+
+@contextlib.contextmanager
+def gradients_recorded() -> Iterator[None]:
+    """Within, autograd records, also if the caller is inside of torch.no_grad or torch.inference_mode."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+_input_is_checked: ContextVar[bool] = ContextVar("input_is_checked", default=False)
+
+
+@contextlib.contextmanager
+def checked_input() -> Iterator[None]:
+    """Within, the objectives do not look at the values of their input: the caller has done so, once for all of it.
+
+    A loop over batches of one data set saves a pass over each batch, and on a GPU a synchronisation.
+    """
+    token = _input_is_checked.set(True)
+    try:
+        yield
+    finally:
+        _input_is_checked.reset(token)
+
+
+def can_read_values(x: torch.Tensor) -> bool:
+    """Return whether an objective should look at the values of x.
+
+    It should not within `checked_input`; it cannot while torch compiles, captures a CUDA graph or vectorises (vmap).
+    """
+    if torch.compiler.is_compiling() or _input_is_checked.get():
+        return False
+    capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not (capturing or torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 def unit_interval(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:

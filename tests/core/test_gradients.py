@@ -1,14 +1,16 @@
 """Estimators of a gradient under the expectation: unbiased on problems with known gradients, and of known variance."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from checks import refused
 from gradient_problems import BOUND, POINTS, PROBLEMS, assert_unbiased, derivatives, joint, squared_norm
 from scipy import stats
 from sklearn import datasets
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributions as laws
 from torch.distributions import Independent, MultivariateNormal, Normal
 
@@ -55,7 +57,7 @@ def entropy(name: str, log_variance: Tensor) -> Tensor:
 @PROBLEM
 @pytest.mark.parametrize("d", [1, 3])
 @pytest.mark.parametrize("point", POINTS)
-def test_every_estimator_is_unbiased(name, problem, d, point):
+def test_score_function_pathwise_and_sticking_the_landing_are_unbiased(name, problem, d, point):
     (f, expectation), parameters = PROBLEMS[problem], POINTS[point](d)
     mean, log_variance = (value.requires_grad_() for value in parameters)
     exact = expectation(mean, torch.diag(log_variance.exp())) + entropy(name, log_variance)
@@ -65,7 +67,7 @@ def test_every_estimator_is_unbiased(name, problem, d, point):
 
 @PROBLEM
 @pytest.mark.parametrize("estimator", [score_function, pathwise])
-def test_a_gaussian_with_any_covariance_has_the_same_estimators(problem, estimator):
+def test_score_function_and_pathwise_take_a_gaussian_with_any_covariance(problem, estimator):
     f, expectation = PROBLEMS[problem]
     factor = torch.tensor([[0.8, 0.0, 0.0], [0.4, 0.6, 0.0], [-0.5, 0.2, 0.9]]).requires_grad_()
     mean = POINTS["off"](3)[0].requires_grad_()
@@ -75,7 +77,7 @@ def test_a_gaussian_with_any_covariance_has_the_same_estimators(problem, estimat
 
 
 @EACH
-def test_parameters_inside_f_get_their_gradient_too(name):
+def test_score_function_pathwise_and_sticking_the_landing_reach_parameters_of_f(name):
     parameters = (*POINTS["off"](2), torch.tensor([0.9, -1.4]))
     mean, log_variance, theta = (value.requires_grad_() for value in parameters)
     exact = ((theta * mean).cos() * (-(theta.square()) * log_variance.exp() / 2).exp()).sum()
@@ -102,7 +104,7 @@ HAVE["Gamma, its rate"] = ["score", "location_scale", "implicit"]  # torch has i
 
 
 @pytest.mark.parametrize(("law", "draw"), [(law, draw) for law, draws in HAVE.items() for draw in draws])
-def test_laws_that_are_no_gaussian(law, draw):
+def test_score_function_and_pathwise_of_other_distributions_are_unbiased(law, draw):
     make, at, f, expectation = LAWS[law]
     parameters = tuple(torch.tensor(value, requires_grad=True) for value in at)
 
@@ -123,7 +125,7 @@ def logistic(loc: Tensor, scale: Tensor, cache_size: int = 0) -> Independent:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_law_without_a_mean_has_quantiles_too(dtype):
+def test_inverse_cdf_takes_a_distribution_without_a_mean(dtype):
     loc, scale = (torch.full((1, 2), value, dtype=dtype, requires_grad=True) for value in (0.3, 0.7))
     q = logistic(loc, scale)
     with pytest.raises(NotImplementedError):
@@ -136,7 +138,7 @@ def test_a_law_without_a_mean_has_quantiles_too(dtype):
     assert torch.allclose(by_scale, ((z - loc) / scale).sum(0), rtol=1e-3)
 
 
-def test_quantiles_take_one_uniform_number_for_each_coordinate_and_nothing_else():
+def test_inverse_cdf_takes_one_uniform_number_for_each_coordinate():
     q = diagonal_normal(torch.randn(5, 3), torch.randn(5, 3))
     torch.manual_seed(3)
     u, following = torch.rand(4, 5, 3), torch.rand(2)
@@ -145,13 +147,13 @@ def test_quantiles_take_one_uniform_number_for_each_coordinate_and_nothing_else(
 
 
 @pytest.mark.parametrize("law", ["Exponential", "Cauchy", "Laplace"])
-def test_the_quantile_function_of_a_uniform_number_has_the_law(law):
+def test_inverse_cdf_of_a_uniform_number_has_the_distribution(law):
     q = Independent(LAWS[law][0](*(torch.tensor([value]) for value in LAWS[law][1])), 1)
     z = inverse_cdf(q, 20_000).squeeze()
     assert stats.kstest(z.numpy(), lambda values: q.base_dist.cdf(torch.as_tensor(values)).numpy()).pvalue > 1e-6
 
 
-def test_the_implicit_derivative_of_a_gaussian_is_that_of_location_and_scale():
+def test_implicit_derivative_of_a_gaussian_is_that_of_location_scale():
     mean, scale = torch.randn(1, 3, requires_grad=True), (torch.rand(1, 3) + 0.5).requires_grad_()
     z = implicit(Independent(Normal(mean, scale), 1), 5)
     weights = torch.randn_like(z)
@@ -171,7 +173,7 @@ DISCRETE = {  # q, and f of all its states
 
 @pytest.mark.parametrize("law", DISCRETE)
 @pytest.mark.parametrize("baseline", [0.0, 0.7, "leave-one-out"])
-def test_the_score_function_takes_discrete_codes(law, baseline):
+def test_score_function_takes_discrete_codes(law, baseline):
     make, logits = DISCRETE[law]
 
     def f(z: Tensor) -> Tensor:
@@ -196,7 +198,7 @@ def seeded(estimator, *arguments):
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
 @pytest.mark.parametrize("baseline", [0.0, 0.7, "leave-one-out"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
-def test_a_step_may_have_whole_numbers_or_truth_values(dtype, baseline, precision):
+def test_score_function_takes_an_f_with_integer_or_bool_values(dtype, baseline, precision):
     mean = torch.randn(5, 3, dtype=precision, requires_grad=True)
     q, found = diagonal_normal(mean, torch.zeros_like(mean)), []
     for kind in (dtype, precision):
@@ -208,7 +210,7 @@ def test_a_step_may_have_whole_numbers_or_truth_values(dtype, baseline, precisio
 
 
 @pytest.mark.parametrize("baseline", [2, np.float32(2), np.int64(2), torch.tensor(2.0), torch.full((5,), 2.0)])
-def test_a_baseline_is_any_real_number_or_a_tensor(baseline):
+def test_score_function_takes_any_real_number_or_a_tensor_as_baseline(baseline):
     mean, slopes = torch.randn(5, 3, requires_grad=True), []
     for c in (baseline, 2.0):
         surrogate = seeded(score_function, squared_norm, diagonal_normal(mean, torch.zeros(5, 3)), 4, c)
@@ -218,7 +220,7 @@ def test_a_baseline_is_any_real_number_or_a_tensor(baseline):
 
 @EACH
 @PROBLEM
-def test_the_value_is_the_mean_of_f_over_the_draws(name, problem):
+def test_score_function_pathwise_and_sticking_the_landing_have_the_mean_of_f_as_value(name, problem):
     f, q = PROBLEMS[problem][0], diagonal_normal(torch.randn(5, 3), torch.randn(5, 3))
     draw = {"pathwise, inverse cdf": inverse_cdf, "pathwise, implicit": implicit}.get(name, location_scale)
     z = seeded(draw, q, 4)
@@ -226,7 +228,7 @@ def test_the_value_is_the_mean_of_f_over_the_draws(name, problem):
     assert torch.allclose(seeded(ESTIMATORS[name], f, q, 4), expected.mean(0), rtol=1e-12, atol=1e-12)
 
 
-def test_leave_one_out_with_two_draws_is_half_the_product_of_the_differences():
+def test_score_function_leave_one_out_of_two_draws_is_half_the_product_of_differences():
     mean = torch.randn(5, 3, requires_grad=True)
     f, q = PROBLEMS["exponential"][0], diagonal_normal(mean, torch.zeros(5, 3))
     (found,) = torch.autograd.grad(seeded(score_function, f, q, 2, "leave-one-out").sum(), mean)
@@ -252,7 +254,7 @@ def wine() -> tuple:
     return f, parameters, MultivariateNormal(parameters[0], scale_tril=parameters[1]), model.score_samples(X)
 
 
-def test_at_the_exact_posterior_sticking_the_landing_is_zero_for_every_draw(wine):
+def test_sticking_the_landing_is_zero_for_every_draw_at_the_exact_posterior(wine):
     f, parameters, q, log_p = wine
     for seed in range(20):
         torch.manual_seed(seed)
@@ -275,7 +277,7 @@ def test_doubly_reparameterized_with_one_draw_is_sticking_the_landing(wine):
     assert slopes[0].abs().max() > 0.1
 
 
-def test_the_value_of_doubly_reparameterized_is_the_importance_weighted_bound(wine):
+def test_doubly_reparameterized_has_the_importance_weighted_bound_as_value(wine):
     f, _, q, _ = wine
     q = MultivariateNormal(q.mean + 0.3, q.covariance_matrix)
     z = seeded(q.rsample, (7,))
@@ -303,13 +305,13 @@ def weighted(m: Tensor, v: Tensor, w: Tensor, num_samples: int, doubly: bool) ->
 
 
 @pytest.mark.parametrize("doubly", [True, False])
-def test_the_gradient_of_the_importance_weighted_bound_is_unbiased(doubly):
+def test_doubly_reparameterized_is_unbiased_for_the_gradient_of_the_bound(doubly):
     parameters = tuple(value.clone().requires_grad_() for value in BOUND)
     exact = derivatives(bound_by_quadrature(*parameters), parameters)
     assert_unbiased(replicates(lambda *p: weighted(*p, 2, doubly), BOUND, 200_000), exact)
 
 
-def test_more_draws_drown_the_plain_gradient_of_the_bound_but_not_the_doubly_reparameterized():
+def test_doubly_reparameterized_gains_from_draws_where_the_plain_gradient_loses():
     """Mean over standard deviation, for log σ², K = 1 and 64: the plain one's falls, the other's rises."""
     signal = {}
     for doubly in (True, False):
@@ -341,7 +343,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("law", PLAIN)
-def test_stop_gradient_is_the_same_law_and_passes_no_gradient(law):
+def test_stop_gradient_is_the_same_distribution_and_passes_no_gradient(law):
     a, b = (torch.rand(4, 2) + 0.5).requires_grad_(), (torch.rand(4, 2) + 0.5).requires_grad_()
     q = PLAIN[law](a, b)
     fixed, z = stop_gradient(q), torch.rand(3, 4, 2)
@@ -356,7 +358,7 @@ def test_stop_gradient_is_the_same_law_and_passes_no_gradient(law):
 
 @pytest.mark.parametrize("cache_size", [0, 1])
 @pytest.mark.parametrize("estimator", [doubly_reparameterized, sticking_the_landing])
-def test_the_path_gradient_does_not_see_how_the_law_is_written(estimator, cache_size):
+def test_sticking_the_landing_does_not_depend_on_how_the_distribution_is_written(estimator, cache_size):
     """A Gaussian as an affine map of noise, with or without a memory of its last draw, and torch's own."""
     mean, scale, f = torch.randn(5, 3, requires_grad=True), torch.full((5, 3), 0.8, requires_grad=True), squared_norm
     moved = laws.AffineTransform(mean, scale, cache_size=cache_size)
@@ -384,7 +386,7 @@ ALL = pytest.mark.parametrize("estimator", [*ESTIMATORS.values(), doubly_reparam
 
 @ALL
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_one_number_per_batch_element_in_the_precision_of_q(estimator, dtype):
+def test_score_function_and_the_others_return_one_number_per_batch_element_in_the_precision_of_q(estimator, dtype):
     mean = torch.randn(5, 3, dtype=dtype, requires_grad=True)
     surrogate = estimator(PROBLEMS["exponential"][0], diagonal_normal(mean, torch.zeros_like(mean)), 3)
     assert (surrogate.shape, surrogate.dtype) == ((5,), dtype)
@@ -397,7 +399,7 @@ def test_one_number_per_batch_element_in_the_precision_of_q(estimator, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("law", [Normal, laws.Cauchy])
-def test_a_uniform_number_of_zero_has_the_place_of_the_smallest_step_above_it(law, dtype, monkeypatch):
+def test_inverse_cdf_of_zero_is_that_of_the_smallest_step_above_it(law, dtype, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.zeros(shape, **options))
     q = Independent(law(torch.zeros(1, 2, dtype=dtype), torch.ones(1, 2, dtype=dtype)), 1)
     z = inverse_cdf(q, 1)
@@ -431,13 +433,212 @@ def test_implicit_has_no_derivative_in_a_gammas_concentration():
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_cannot_be_estimated_is_refused(message):
+def test_score_function_pathwise_and_draws_refuse_what_they_cannot_estimate(message):
     with pytest.raises(ValueError, match=message):
         REFUSED[message]()
 
 
 @ALL
 @pytest.mark.parametrize("count", [0, -1, 2.0, "2"])
-def test_a_number_of_samples_that_is_no_positive_integer_is_refused(estimator, count):
+def test_score_function_and_the_others_refuse_a_bad_num_samples(estimator, count):
     with pytest.raises(ValueError, match=f"num_samples must be a positive integer, got {count!r}"):
         estimator(squared_norm, GAUSS, count)
+
+
+# Shapes
+
+
+UNWRAPPED = Normal(torch.zeros(50, 2, requires_grad=True), 1.0)
+IN_SHAPE = [
+    score_function, pathwise, sticking_the_landing, lambda f, q, K: doubly_reparameterized(f, q, K),
+    lambda f, q, K: score_function(f, q, K, taylor_control_variate(f, q)[1]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("estimator", IN_SHAPE, ids=["score", "pathwise", "sticking", "doubly", "taylor"])
+def test_score_function_and_the_others_refuse_a_q_without_its_event(estimator):
+    words = ["f(z) must return one value for each draw and batch element", "(50, 2)", "torch.distributions.Independent"]
+    with refused(ValueError, *words):
+        estimator(squared_norm, UNWRAPPED, 2)
+    assert estimator(squared_norm, Independent(UNWRAPPED, 1), 2).shape == (50,)
+
+
+@pytest.mark.parametrize(
+    ("f", "got"),
+    [
+        (lambda z: z, "shape (3, 50, 2)"),
+        (lambda z: z.sum(), "shape ()"),
+        (lambda z: z.sum(-1).mean(0), "shape (50,)"),
+        (lambda z: z.sum(-1, keepdim=True), "shape (3, 50, 1)"),
+        (lambda z: None, "NoneType"),
+        (lambda z: 1.0, "float"),
+    ],
+)
+@pytest.mark.parametrize("estimator", [score_function, pathwise, sticking_the_landing, doubly_reparameterized])
+def test_score_function_and_the_others_refuse_an_f_of_another_shape(estimator, f, got):
+    with refused(ValueError, "f(z) must return", "shape (3, 50)", got):
+        estimator(f, Independent(UNWRAPPED, 1), 3)
+
+
+def test_score_function_takes_codes_without_an_event():
+    """One coin for each of B data, batch (B,), event (): E z = p, whose derivative in the logit is p (1 − p)."""
+    logit = torch.tensor([0.4])
+
+    def surrogate(m: Tensor) -> Tensor:
+        return score_function(lambda z: z, laws.Bernoulli(logits=m[:, 0]), 2)
+
+    p = logit.sigmoid()
+    assert_unbiased(replicates(surrogate, (logit,), 20_000), (p * (1 - p),))
+
+
+@pytest.mark.parametrize("baseline", [torch.ones(50, 1), torch.ones(3), torch.ones(2, 50), float("nan"), float("inf")])
+def test_score_function_refuses_a_baseline_of_another_shape(baseline):
+    with refused(ValueError, "baseline must"):
+        score_function(squared_norm, Independent(UNWRAPPED, 1), 2, baseline)
+
+
+def test_score_function_refuses_a_control_variate_of_another_shape():
+    q = Independent(UNWRAPPED, 1)
+    h, mean = taylor_control_variate(squared_norm, q)
+    with refused(ValueError, "the mean of control_variate", "(50,)", "(50, 1)"):
+        score_function(squared_norm, q, 2, control_variate=(h, mean[:, None]))
+    with refused(ValueError, "control_variate(z) must return", "(2, 50, 2)"):
+        score_function(squared_norm, q, 2, control_variate=(lambda z: z, mean))
+
+
+def test_doubly_reparameterized_takes_single_numbers():
+    """Batch (B,), event (): the same as with an event of one."""
+    mean, found = torch.randn(5, requires_grad=True), []
+    for q, f in (
+        (Normal(mean, 0.7), lambda z: -0.5 * z.square()),
+        (Independent(Normal(mean[:, None], 0.7), 1), lambda z: -0.5 * z[..., 0].square()),
+    ):
+        surrogate = seeded(doubly_reparameterized, f, q, 4)
+        found.append((surrogate, *torch.autograd.grad(surrogate.sum(), mean)))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_replicates_and_taylor_control_variate_work_where_gradients_are_switched_off(mode):
+    def surrogate(m: Tensor) -> Tensor:
+        return score_function(squared_norm, diagonal_normal(m, torch.zeros_like(m)), 2)
+
+    def estimates() -> Tensor:
+        torch.manual_seed(1)
+        return replicates(surrogate, (m,), 30)[0]
+
+    m = torch.ones(3)
+    q = diagonal_normal(m[None], torch.zeros(1, 3))
+    expected, (h, mean) = estimates(), taylor_control_variate(squared_norm, q)
+    with mode():
+        assert torch.equal(estimates(), expected)
+        again, same = taylor_control_variate(squared_norm, q)
+        assert torch.equal(same, mean)
+        assert torch.equal(again(m), h(m))
+    assert expected.abs().max() > 0.1
+
+
+def test_replicates_refuse_a_surrogate_of_another_length():
+    for surrogate in (lambda m: m.sum(), lambda m: m[:2].sum(1)):
+        with refused(ValueError, "surrogate must return one value for each of 5 copies"):
+            replicates(surrogate, (torch.ones(3),), 5)
+    with refused(ValueError, "count must be a positive integer, got 0"):
+        replicates(lambda m: m.sum(1), (torch.ones(3),), 0)
+
+
+# Normalising flows
+
+
+class Coupling(laws.Transform):
+    """z₂ ↦ z₂ e^{s(z₁)} + t(z₁), z₁ as it is, with s and t from a network; invertible in closed form."""
+
+    domain = codomain = laws.constraints.independent(laws.constraints.real, 1)
+    bijective = True
+
+    def __init__(self, cache_size: int = 0, norm: bool = False) -> None:
+        super().__init__(cache_size)
+        middle = nn.BatchNorm1d(4) if norm else nn.Identity()
+        self.net = nn.Sequential(nn.Linear(1, 4), middle, nn.Tanh(), nn.Linear(4, 2))
+
+    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(z[..., :1].reshape(-1, 1)).reshape(*z.shape[:-1], 2).unbind(-1)
+
+    def _call(self, x: Tensor) -> Tensor:
+        s, t = self._pair(x)
+        return torch.stack((x[..., 0], x[..., 1] * s.exp() + t), -1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        s, t = self._pair(y)
+        return torch.stack((y[..., 0], (y[..., 1] - t) * (-s).exp()), -1)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._pair(x)[0]
+
+
+class FromClosure(Coupling):
+    """The same with a function in place of the network."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = lambda z: net(z)
+
+
+def flow(transform: laws.Transform) -> laws.TransformedDistribution:
+    return laws.TransformedDistribution(standard_normal(2).expand((5,)), [transform])
+
+
+@pytest.mark.parametrize("cache_size", [0, 1])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_stop_gradient_detaches_the_networks_inside_a_flow(cache_size, inverse):
+    transform = Coupling(cache_size)
+    q = flow(transform.inv if inverse else transform)
+    z = q.rsample((3,))
+    fixed = stop_gradient(q)
+    assert torch.equal(fixed.log_prob(z.detach()), q.log_prob(z.detach()))
+    assert q.log_prob(z.detach()).requires_grad
+    assert not fixed.log_prob(z.detach()).requires_grad
+    assert fixed.log_prob(z).requires_grad  # through z
+    assert all(parameter.requires_grad for parameter in transform.net.parameters())
+
+
+def test_sticking_the_landing_of_a_flow_is_the_path_gradient():
+    """∇ log p(z) − log q(z) through z alone, by autograd with the density's parameters held as a copy."""
+    transform, target = Coupling(), standard_normal(2)
+    q, parameters = flow(transform), tuple(transform.net.parameters())
+    found = torch.autograd.grad(seeded(sticking_the_landing, target.log_prob, q, 4).sum(), parameters)
+    frozen = copy.deepcopy(transform)
+    for parameter in frozen.net.parameters():
+        parameter.requires_grad_(False)
+    z = seeded(q.rsample, (4,))
+    path = torch.autograd.grad(
+        (target.log_prob(z) - flow(frozen).log_prob(z)).mean(0).sum(), parameters, retain_graph=True
+    )
+    torch.testing.assert_close(found, path)
+    whole = torch.autograd.grad((target.log_prob(z) - q.log_prob(z)).mean(0).sum(), parameters)
+    assert max((a - b).abs().max() for a, b in zip(found, whole, strict=True)) > 1e-3
+
+
+def test_sticking_the_landing_of_a_flow_at_the_posterior_is_zero_for_every_draw():
+    q = flow(Coupling())
+    target = copy.deepcopy(q)
+    value = sticking_the_landing(target.log_prob, q, 3)
+    parameters = tuple(q.transforms[0].net.parameters())
+    assert max(gradient.abs().max() for gradient in torch.autograd.grad(value.sum(), parameters)) < 1e-12
+    assert value.abs().max() < 1e-12
+
+
+def test_stop_gradient_leaves_the_running_averages_of_a_flow_alone():
+    transform = Coupling(norm=True)
+    fixed, z = stop_gradient(flow(transform)), torch.randn(5, 2)
+    before = transform.net[1].running_mean.clone()
+    fixed.log_prob(z)
+    assert torch.equal(transform.net[1].running_mean, before)
+
+
+def test_stop_gradient_refuses_what_it_cannot_detach():
+    hidden, before = flow(FromClosure(nn.Linear(1, 2))), torch.get_rng_state()
+    with refused(ValueError, "TransformedDistribution", "stop_gradient cannot find", "nn.Modules"):
+        stop_gradient(hidden)
+    assert torch.equal(torch.get_rng_state(), before)
+    frozen = nn.Linear(1, 2).requires_grad_(False)
+    assert not stop_gradient(flow(FromClosure(frozen))).log_prob(torch.zeros(5, 2)).requires_grad

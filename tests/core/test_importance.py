@@ -45,12 +45,12 @@ def x() -> Tensor:
     return torch.randn(40, 1, 2, 3)
 
 
-def test_one_sample_from_the_exact_posterior_gives_log_p_exactly(x):
+def test_log_likelihood_with_one_sample_from_the_exact_posterior_is_exact(x):
     model = LinearGaussian()
     assert torch.allclose(log_likelihood(model, x, num_samples=1), model.log_prob(x), atol=1e-10)
 
 
-def test_many_samples_from_another_q_come_close_and_from_below(x):
+def test_log_likelihood_with_many_samples_comes_close_from_below(x):
     model = LinearGaussian(widen=2.0)
     exact = model.log_prob(x).mean().item()
     means = [log_likelihood(model, x, k, batch_size=7).mean().item() for k in (1, 10, 1000)]
@@ -58,7 +58,7 @@ def test_many_samples_from_another_q_come_close_and_from_below(x):
     assert means[2] == pytest.approx(exact, abs=0.01)
 
 
-def test_the_estimate_of_p_is_unbiased_within_six_standard_errors(x):
+def test_log_likelihood_is_the_logarithm_of_an_unbiased_estimate(x):
     model = LinearGaussian(widen=2.0)
     ratios = (
         log_likelihood(model, x[:1].expand(20_000, -1, -1, -1), 1, batch_size=20_000) - model.log_prob(x[:1])
@@ -66,7 +66,7 @@ def test_the_estimate_of_p_is_unbiased_within_six_standard_errors(x):
     assert abs(ratios.mean().item() - 1) < 6 * (ratios.std() / len(ratios) ** 0.5).item()
 
 
-def test_drawing_in_portions_changes_no_law_only_the_draws(x):
+def test_log_likelihood_in_chunks_has_the_same_distribution(x):
     model = LinearGaussian(widen=2.0)
     whole, portions = (log_likelihood(model, x, 600, at_once=size) for size in (600, 37))
     assert torch.allclose(whole, portions, atol=0.2)
@@ -74,17 +74,17 @@ def test_drawing_in_portions_changes_no_law_only_the_draws(x):
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 7, 8])
-def test_portions_add_up_to_the_number_of_draws(at_once, x):
+def test_log_weights_in_chunks_add_up_to_the_number_of_draws(at_once, x):
     assert log_weights_in_chunks(LinearGaussian(), x, 7, at_once).shape == (7, len(x))
 
 
-def test_it_needs_an_image_and_a_sample(x):
+def test_log_likelihood_refuses_no_image_or_sample(x):
     for images, counts in ((x[:0], {}), (x, dict(num_samples=0)), (x, dict(batch_size=0)), (x, dict(at_once=0))):
-        with pytest.raises(ValueError, match="at least"):
+        with pytest.raises(ValueError, match=r"must (hold at least one|be a positive integer)"):
             log_likelihood(LinearGaussian(), images, **counts)
 
 
-def test_beta_weighs_the_kl_alone(x):
+def test_beta_elbo_terms_weigh_the_kl_alone(x):
     model = LinearGaussian(widen=2.0)
     torch.manual_seed(1)
     value, terms = beta_elbo_terms(model, x, 4.0)
@@ -94,7 +94,7 @@ def test_beta_weighs_the_kl_alone(x):
     assert torch.allclose(value, usual - 3 * terms["kl"], atol=1e-12)
 
 
-def test_the_warm_up_is_linear_and_then_one():
+def test_linear_warm_up_is_linear_and_then_one():
     beta = linear_warm_up(0.25)
     assert [beta(progress) for progress in (0.0, 0.125, 0.25, 0.6, 1.0)] == [0.0, 0.5, 1.0, 1.0, 1.0]
     for share in (0.0, -0.1, 1.5):
@@ -102,7 +102,7 @@ def test_the_warm_up_is_linear_and_then_one():
             linear_warm_up(share)
 
 
-def test_batch_statistics_are_those_of_the_training_mode_and_the_model_stays_as_it_was():
+def test_with_batch_statistics_is_the_training_mode_and_the_model_stays():
     images, model = torch.rand(64, 1, 2, 2), mlp_vae((1, 2, 2), 1, hidden=(4,)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     copied = evaluate(with_batch_statistics(model), images, batch_size=64)

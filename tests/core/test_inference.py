@@ -1,29 +1,33 @@
 """Per-datum inference, variational EM, annealed importance sampling and the gaps, against exact posteriors."""
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
 import torch
+from checks import refused
 from inference_problems import SKEW, STRAIGHT, SVI_ERROR, Linear, X, linear
 from torch import Tensor, nn
-from torch.distributions import Independent
+from torch.distributions import Independent, Normal
 
-from vae_core.distributions import diagonal_normal, kl_divergence
+from vae_core.distributions import diagonal_normal, kl_divergence, log_variance, standard_normal
 from vae_core.evaluation import inference_gap
 from vae_core.inference import (
     LocalPosteriors,
+    WithPosterior,
     annealed_importance_sampling,
     fit_posterior,
     variational_em,
 )
 from vae_core.linear import PPCA
+from vae_core.objectives import elbo
 from vae_core.quadrature import QuadratureModel, curve, two_modes
 from vae_core.runtime import evaluation_mode, random_state
 
 # refine
 
 
-def test_refine_finds_the_best_diagonal_q(linear):
+def test_fit_posterior_finds_the_best_diagonal_q(linear):
     """The posterior's own mean, and variances 1/M_jj; the whole posterior where W is orthogonal."""
     q, exact = fit_posterior(linear, X, num_samples=64), linear.exact_posterior(X)
     gap = (linear.log_prob(X) - linear.exact_elbo(X, q)).detach() - linear.mean_field_gap().detach()
@@ -38,7 +42,7 @@ def test_refine_finds_the_best_diagonal_q(linear):
         assert linear.mean_field_gap() > 0.2
 
 
-def test_what_refine_leaves_is_noise_that_falls_with_the_number_of_draws():
+def test_fit_posterior_leaves_a_gap_that_falls_with_the_number_of_draws():
     """In the mean over 100 data under 2e-3 nats from 8 draws, a quarter of it from 32; the start does not matter."""
     linear, x = Linear(SKEW.clone()), torch.randn(100, 5)
     top = (linear.log_prob(x) - linear.mean_field_gap()).detach()
@@ -53,7 +57,7 @@ def test_what_refine_leaves_is_noise_that_falls_with_the_number_of_draws():
     assert (few.mean() / 4 - many.mean()).abs() < 6 * error
 
 
-def test_refine_never_ends_below_its_start(linear):
+def test_fit_posterior_never_ends_below_its_start(linear):
     x = X.repeat(10, 1)
     for start in (linear.posterior(x), diagonal_normal(torch.randn(60, 2), torch.randn(60, 2))):
         before, after = (linear.exact_elbo(x, q).detach() for q in (start, fit_posterior(linear, x, start)))
@@ -61,7 +65,7 @@ def test_refine_never_ends_below_its_start(linear):
 
 
 @pytest.mark.parametrize("f", [two_modes, curve])
-def test_refine_climbs_where_there_is_no_closed_form(f):
+def test_fit_posterior_climbs_where_there_is_no_closed_form(f):
     model, x = QuadratureModel(f, 0.6), torch.tensor([[0.9], [2.5]]) if f is two_modes else X[:4, :2]
     start = diagonal_normal(torch.full((len(x), 1), 0.5), torch.zeros(len(x), 1))
     q = fit_posterior(model, x, start)
@@ -72,7 +76,7 @@ def test_refine_climbs_where_there_is_no_closed_form(f):
         assert (model.elbo(x, other) < found + SVI_ERROR).all()
 
 
-def test_no_steps_give_the_start_and_the_start_is_the_prior(linear):
+def test_fit_posterior_without_steps_is_its_start_and_that_the_prior(linear):
     q = fit_posterior(linear, X, steps=0)
     assert torch.equal(q.mean, torch.zeros(6, 2))
     assert torch.equal(q.variance, torch.ones(6, 2))
@@ -81,7 +85,7 @@ def test_no_steps_give_the_start_and_the_start_is_the_prior(linear):
 
 
 @pytest.mark.parametrize("steps", [-1, 2.5, "many"])
-def test_steps_that_are_no_count_are_refused(linear, steps):
+def test_fit_posterior_refuses_a_bad_number_of_steps(linear, steps):
     with pytest.raises(ValueError, match=f"steps must be a non-negative integer, got {steps!r}"):
         fit_posterior(linear, X, steps=steps)
 
@@ -97,7 +101,7 @@ USE = pytest.mark.parametrize("use", USES.values(), ids=USES)
 
 
 @USE
-def test_it_leaves_the_model_its_modes_and_the_caller_s_random_numbers(linear, use):
+def test_fit_posterior_annealing_and_inference_gap_leave_modes_and_random_numbers(linear, use):
     linear.train()
     linear.dropout.eval()
     before, numbers = {name: value.clone() for name, value in linear.state_dict().items()}, torch.get_rng_state()
@@ -114,7 +118,7 @@ def test_it_leaves_the_model_its_modes_and_the_caller_s_random_numbers(linear, u
 
 
 @USE
-def test_a_seed_fixes_the_answer(linear, use):
+def test_fit_posterior_annealing_and_inference_gap_are_fixed_by_a_seed(linear, use):
     first = use(linear, 1)
     torch.manual_seed(99)
     assert torch.equal(use(linear, 1), first)
@@ -149,7 +153,7 @@ def test_variational_em_on_a_linear_model_comes_to_ppca(cloud):
     assert best - model.log_prob(cloud).mean().item() < 0.01
 
 
-def test_what_happens_after_an_epoch_is_told_and_moves_nothing(cloud):
+def test_variational_em_adds_what_after_epoch_returns_and_nothing_else_changes(cloud):
     histories, weights = [], []
     for after in (None, lambda: {"drawn": torch.randn(3).sum().item()}):
         model, q = Linear(SKEW.clone()), LocalPosteriors(200, 2)
@@ -164,7 +168,7 @@ def test_what_happens_after_an_epoch_is_told_and_moves_nothing(cloud):
     assert [row["epoch"] for row in histories[0]] == [1, 2, 3]
 
 
-def test_another_seed_takes_another_way(cloud):
+def test_variational_em_with_another_seed_has_another_loss(cloud):
     losses = [
         variational_em(Linear(SKEW.clone()), cloud, LocalPosteriors(200, 2), epochs=1, seed=seed)[0]["loss"]
         for seed in (0, 0, 1)
@@ -181,7 +185,7 @@ def test_local_posteriors_hold_two_numbers_for_each_datum_and_code():
     assert torch.equal(start.variance, torch.ones(2, 3))
 
 
-def test_a_step_moves_the_rows_of_its_batch_alone(cloud):
+def test_variational_em_moves_only_the_rows_of_its_batch(cloud):
     """E and M in turn, twice, as seen from within: 60 rows, then 60 others move; W moves with the M-steps."""
     q, rows, decoders = LocalPosteriors(120, 2), [], []
 
@@ -201,16 +205,16 @@ def test_a_step_moves_the_rows_of_its_batch_alone(cloud):
 
 
 @pytest.mark.parametrize("e_steps", [0, -2, 1.5])
-def test_no_e_step_is_refused(cloud, e_steps):
+def test_variational_em_refuses_a_bad_number_of_e_steps(cloud, e_steps):
     with pytest.raises(ValueError, match=f"e_steps must be a positive integer, got {e_steps!r}"):
         variational_em(Linear(SKEW), cloud, LocalPosteriors(200, 2), epochs=1, e_steps=e_steps)
 
 
-@pytest.mark.parametrize("rows", [0, 199])
-def test_data_without_a_row_of_their_own_are_refused(cloud, rows):
-    data, table = (cloud, LocalPosteriors(rows, 2)) if rows else (cloud[:0], LocalPosteriors(200, 2))
-    with pytest.raises(ValueError, match=f"q must have a row for each .* got {rows or 200} for {len(data)}"):
-        variational_em(Linear(SKEW), data, table, epochs=1)
+def test_variational_em_refuses_data_without_a_row(cloud):
+    with pytest.raises(ValueError, match="q must have a row for each datum, got 199 for 200"):
+        variational_em(Linear(SKEW), cloud, LocalPosteriors(199, 2), epochs=1)
+    with pytest.raises(ValueError, match="x must hold at least one image or row, got none"):
+        variational_em(Linear(SKEW), cloud[:0], LocalPosteriors(200, 2), epochs=1)
 
 
 # What they stand on
@@ -238,7 +242,7 @@ def test_evaluation_mode_leaves_alone_what_is_no_module():
         assert thing.training
 
 
-def test_random_state_gives_the_seed_s_numbers_within_and_the_caller_s_after():
+def test_random_state_gives_the_seeds_numbers_within_and_the_callers_after():
     inner = []
     torch.manual_seed(1)
     expected = torch.randn(2)
@@ -248,3 +252,142 @@ def test_random_state_gives_the_seed_s_numbers_within_and_the_caller_s_after():
     assert torch.equal(torch.randn(2), expected)
     torch.manual_seed(7)
     assert torch.equal(torch.randn(3), inner[0])
+
+
+# What surrounds a call
+
+
+def em(float_type: torch.dtype = torch.float64, **modes):
+    """Two epochs of variational EM on a linear model: losses, weights and table."""
+    torch.manual_seed(5)
+    model, q = Linear(SKEW.clone()).to(float_type), LocalPosteriors(40, 2)
+    x = torch.randn(40, 5, dtype=float_type)
+    return model, q, x, lambda: variational_em(model, x, q, epochs=3, batch_size=10, **modes)
+
+
+AMBIENT = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "default float32": lambda: torch.set_default_dtype(torch.float32) or nullcontext(),
+}
+
+
+@pytest.mark.parametrize("ambient", AMBIENT.values(), ids=AMBIENT)
+def test_variational_em_fit_posterior_and_annealing_do_not_depend_on_ambient_state(ambient):
+    found = []
+    for context in (nullcontext, ambient):
+        model, q, x, train = em()
+        with context():
+            history = train()
+            best = fit_posterior(model, x, steps=20)
+            log_w = annealed_importance_sampling(model, x, best, temperatures=3)
+        found.append((history[-1]["loss"], model.weight.detach(), q.table.weight.detach(), best.mean, log_w))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+    assert found[0][1].sub(SKEW).abs().max() > 1e-3  # it has learned
+
+
+def test_variational_em_trains_a_float32_decoder_where_the_default_is_float64():
+    model, q, _, train = em(torch.float32)
+    assert torch.get_default_dtype() == q.table.weight.dtype == torch.float64
+    train()
+    assert q.table.weight.dtype == model.weight.dtype == torch.float32
+    assert fit_posterior(model, X.float(), steps=3).mean.dtype == torch.float32
+    assert fit_posterior(model, X.numpy(), steps=3).mean.dtype == torch.float32
+
+
+def test_variational_em_trains_x_that_was_made_in_inference_mode():
+    model, q, x, train = em()
+    expected = train()
+    model, q, _, _ = em()
+    with torch.inference_mode():
+        x = x.clone()
+    assert variational_em(model, x, q, epochs=3, batch_size=10) == expected
+
+
+def test_variational_em_refuses_parameters_that_were_made_in_inference_mode():
+    with torch.inference_mode():
+        q = LocalPosteriors(6, 2)
+    with refused(ValueError, "made outside of torch.inference_mode"):
+        variational_em(Linear(SKEW.clone()), X, q, epochs=1)
+
+
+class Decoder(nn.Module):
+    """A network whose weights autocast casts, and caches the casts of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 5))
+
+    prior = standard_normal(2, like=torch.zeros((), dtype=torch.float32))
+
+    def likelihood(self, z: Tensor) -> Independent:
+        mean = self.net(z).float()
+        return diagonal_normal(mean, torch.full_like(mean, -2.0))
+
+
+def test_variational_em_and_fit_posterior_within_autocast_come_to_the_same_figures(float32):
+    """bfloat16 keeps three digits; with stale copies of the weights the decoder would not learn at all."""
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(5)
+        model, q, x = Decoder(), LocalPosteriors(64, 2), 2 * torch.randn(64, 2) @ torch.randn(2, 5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            rates = dict(learning_rate=0.02, local_learning_rate=0.1, num_samples=4)
+            history = variational_em(model, x, q, epochs=60, batch_size=32, **rates)
+            best = fit_posterior(model, x[:8], steps=100)
+        bound = elbo(WithPosterior(model, best), x[:8].float(), 200).mean().item()
+        found.append((history[0]["loss"], history[-1]["loss"], bound))
+    assert found[0][1] < found[0][0] / 3
+    assert found[1] == pytest.approx(found[0], rel=0.1)
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf"), "fast"])
+def test_variational_em_fit_posterior_and_annealing_refuse_a_rate_that_is_not_positive(rate):
+    model, q = Linear(SKEW.clone()), LocalPosteriors(6, 2)
+    with refused(ValueError, "learning_rate must be positive and finite", repr(rate)):
+        fit_posterior(model, X, learning_rate=rate)
+    for name in ("learning_rate", "local_learning_rate"):
+        with refused(ValueError, f"{name} must be positive and finite", repr(rate)):
+            variational_em(model, X, q, epochs=1, **{name: rate})
+    with refused(ValueError, "step_size must be positive and finite", repr(rate)):
+        annealed_importance_sampling(model, X, model.posterior(X), step_size=rate)
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "e_steps", "num_samples"])
+@pytest.mark.parametrize("count", [0, -1, 1.5, True, "3"])
+def test_variational_em_refuses_counts_that_are_no_positive_integers(name, count):
+    with refused(ValueError, f"{name} must be a positive integer", repr(count)):
+        variational_em(Linear(SKEW.clone()), X, LocalPosteriors(6, 2), **{"epochs": 1, name: count})
+
+
+def test_variational_em_and_fit_posterior_say_that_they_diverged():
+    model = Linear(SKEW.clone())
+    with refused(ArithmeticError, "the search for q became nan or infinite", "learning_rate"):
+        fit_posterior(model, X, learning_rate=1e200, steps=5)
+    with refused(ArithmeticError, "the loss became", "in epoch", "learning rates"):
+        variational_em(model, X, LocalPosteriors(6, 2), epochs=9, learning_rate=1e200, local_learning_rate=1e200)
+
+
+ELSE = [Normal(torch.zeros(6, 2), 1.0), diagonal_normal(torch.zeros(5, 2), torch.zeros(5, 2))]
+
+
+@pytest.mark.parametrize("start", ELSE)
+def test_fit_posterior_and_annealing_refuse_a_start_of_another_shape(start):
+    model = Linear(SKEW.clone())
+    with refused(ValueError, "start must have batch shape (6,) and event shape (d,)", tuple(start.batch_shape)):
+        fit_posterior(model, X, start)
+    with refused(ValueError, "q must have batch shape (6,) and event shape (d,)", tuple(start.batch_shape)):
+        annealed_importance_sampling(model, X, start)
+
+
+def test_fit_posterior_keeps_a_start_whose_width_underflows(float32):
+    start = diagonal_normal(torch.zeros(6, 2), torch.full((6, 2), -250.0))
+    q = fit_posterior(Linear(SKEW.float()).float(), X, start, steps=0)
+    assert torch.equal(log_variance(q), torch.full((6, 2), -250.0))
+
+
+def test_local_posteriors_refuse_counts_that_are_no_positive_integers():
+    for arguments, name in (((0, 2), "n"), ((3, 0), "latent_dim"), ((2.5, 2), "n")):
+        with refused(ValueError, f"{name} must be a positive integer"):
+            LocalPosteriors(*arguments)

@@ -24,7 +24,7 @@ from vae_core.runtime import random_state
 
 
 @pytest.mark.parametrize(("temperatures", "step_size"), [(1, 0.3), (2, 0.3), (5, 0.6), (5, 2.5)])
-def test_the_mean_weight_is_p_of_x_for_any_schedule_and_step(linear, temperatures, step_size):
+def test_annealed_importance_sampling_has_p_of_x_as_mean_weight(linear, temperatures, step_size):
     q = diagonal_normal(torch.zeros(1, 2), torch.zeros(1, 2))
     options = dict(num_samples=40_000, temperatures=temperatures, step_size=step_size)
     estimate, error = log_mean_exp(annealed_importance_sampling(linear, X[:1], q, **options))
@@ -32,7 +32,7 @@ def test_the_mean_weight_is_p_of_x_for_any_schedule_and_step(linear, temperature
     assert (estimate.exp() - linear.log_prob(X[:1]).exp()).abs() < 6 * error * estimate.exp()
 
 
-def test_more_temperatures_make_the_weights_vary_less(linear):
+def test_annealed_importance_sampling_with_more_temperatures_varies_less(linear):
     q = diagonal_normal(torch.zeros(6, 2), torch.zeros(6, 2))
     spreads = [
         annealed_importance_sampling(linear, X, q, num_samples=500, temperatures=count).std(0).mean()
@@ -41,14 +41,14 @@ def test_more_temperatures_make_the_weights_vary_less(linear):
     assert spreads[0] > 2 * spreads[1] > 4 * spreads[2]
 
 
-def test_with_one_temperature_it_is_importance_sampling(linear):
+def test_annealed_importance_sampling_with_one_temperature_is_importance_sampling(linear):
     q = linear.posterior(X)
     with random_state(3):
         expected = log_weights(WithPosterior(linear, q), X, 30)
     assert torch.allclose(annealed_importance_sampling(linear, X, q, num_samples=30, temperatures=1, seed=3), expected)
 
 
-def test_annealing_finds_the_other_hump_and_importance_sampling_does_not():
+def test_annealed_importance_sampling_finds_the_other_mode():
     """q sits on one of two humps. With as many evaluations of p, plain weights miss the other: half of p(x)."""
     model, x = QuadratureModel(two_modes, 0.7), torch.tensor([[1.5]])
     q, exact = diagonal_normal(torch.tensor([[1.15]]), 2 * torch.tensor([[0.25]]).log()), model.log_prob(x)
@@ -60,14 +60,14 @@ def test_annealing_finds_the_other_hump_and_importance_sampling_does_not():
     assert claimed < 0.05
 
 
-def test_annealing_drags_no_graph_along():
+def test_annealed_importance_sampling_keeps_no_graph():
     linear = Linear(SKEW.clone())
     annealed_importance_sampling(linear, X, linear.posterior(X), temperatures=3)
     assert not any(linear.grown)
 
 
 @pytest.mark.parametrize("bad", [{"temperatures": 0}, {"num_samples": 0}, {"temperatures": -1}])
-def test_annealing_without_a_chain_or_a_temperature_is_refused(bad):
+def test_annealed_importance_sampling_refuses_no_chain_or_temperature(bad):
     linear = Linear(SKEW.clone())
     with pytest.raises(ValueError, match=next(iter(bad))):
         annealed_importance_sampling(linear, X, linear.posterior(X), **bad)
@@ -83,7 +83,7 @@ def test_log_mean_exp_by_hand():
     assert torch.allclose(same, error)
 
 
-def test_the_error_of_log_mean_exp_is_the_spread_of_repeated_runs():
+def test_log_mean_exp_has_the_standard_error_of_repeated_runs():
     estimate, error = log_mean_exp(0.7 * torch.randn(1000, 4000))
     assert (error.mean() / estimate.std() - 1).abs() < 6 / (2 * 4000) ** 0.5
     assert ((estimate.exp().mean() - math.exp(0.245)).abs()) < 6 * estimate.exp().std() / 4000**0.5
@@ -98,7 +98,7 @@ def assert_identities(gap: dict[str, Tensor]) -> None:
     assert torch.allclose(gap["best_elbo"] - gap["elbo"], gap["amortization_gap"], rtol=0, atol=1e-10)
 
 
-def test_the_gaps_of_a_linear_model_are_the_formulas(linear):
+def test_inference_gap_of_a_linear_model_is_the_formula(linear):
     gap = inference_gap(linear, X)
     assert_identities(gap)
     assert ((gap["log_likelihood"] - linear.log_prob(X)).abs() < 6 * gap["error"]).all()
@@ -108,14 +108,14 @@ def test_the_gaps_of_a_linear_model_are_the_formulas(linear):
     assert gap["error"].max() < max(formula / 10, 1e-2)
 
 
-def test_the_error_of_the_gap_covers_the_spread_of_repeated_runs(linear):
+def test_inference_gap_has_an_error_that_covers_the_spread_of_repeated_runs(linear):
     """A thousand runs on the same x; common random numbers make the spread, if anything, smaller than is claimed."""
     gap = inference_gap(linear, X[:1].expand(1000, -1), steps=0, num_samples=500, at_once=500)
     spread, sampling = gap["approximation_gap"].std(), 1 / 2000**0.5
     assert (1 - 6 * sampling) * spread < gap["error"].mean() < 1.5 * spread
 
 
-def test_the_error_of_the_gap_is_that_of_its_two_means(linear):
+def test_inference_gap_has_the_error_of_its_two_means(linear):
     """Of log p(x), from draws of the widened q, and of the bound, from draws of q: variances add."""
     q, n = linear.posterior(X), 500
     log_w = []
@@ -127,12 +127,12 @@ def test_the_error_of_the_gap_is_that_of_its_two_means(linear):
     assert torch.allclose(gap["error"].square(), expected)
 
 
-def test_two_draws_are_enough_for_a_gap_and_its_error(linear):
+def test_inference_gap_needs_two_draws(linear):
     assert all(figure.isfinite().all() for figure in inference_gap(linear, X, steps=1, num_samples=2).values())
 
 
 @pytest.mark.parametrize("off", [0.3, 1.0])
-def test_a_worse_encoder_has_an_amortization_gap_of_the_right_size(off):
+def test_inference_gap_of_a_worse_encoder_has_the_right_size(off):
     model = Linear(SKEW.clone(), off)
     gap, ideal = inference_gap(model, X), Linear(SKEW.clone())
     exact = (model.exact_elbo(X, ideal.posterior(X)) - model.exact_elbo(X, model.posterior(X))).detach()
@@ -144,7 +144,7 @@ def test_a_worse_encoder_has_an_amortization_gap_of_the_right_size(off):
     assert_identities(gap)
 
 
-def test_the_gaps_of_a_curved_model_are_those_of_quadrature():
+def test_inference_gap_of_a_curved_model_is_that_of_quadrature():
     model, x = QuadratureModel(curve, 0.5), X[:5, :2]
     q = diagonal_normal(torch.zeros(5, 1), torch.zeros(5, 1))
     with_q = WithPosterior(model, q)
@@ -156,7 +156,7 @@ def test_the_gaps_of_a_curved_model_are_those_of_quadrature():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_gap_of_a_network_is_negative(seed):
+def test_inference_gap_of_a_network_is_not_negative(seed):
     torch.manual_seed(seed)
     model, x = mlp_vae((1, 2, 3), 2, hidden=(8,)).double(), torch.randint(2, (8, 1, 2, 3)).double()
     gap = inference_gap(model, x, steps=200, num_samples=2000, seed=seed)
@@ -166,6 +166,27 @@ def test_no_gap_of_a_network_is_negative(seed):
     assert gap["amortization_gap"].max() > 0.01
 
 
-def test_no_images_have_no_gap(linear):
-    with pytest.raises(ValueError, match="one image and two samples at least, got 0"):
+def test_inference_gap_refuses_no_images(linear):
+    with pytest.raises(ValueError, match="x must hold at least one image or row, got none"):
         inference_gap(linear, X[:0])
+
+
+def test_log_mean_exp_of_weights_that_are_zero():
+    """A weight of 0 counts as one; if all are, the logarithm is −∞ and nothing is known about it."""
+    log_w = torch.tensor([[0.0, -math.inf], [-math.inf, -math.inf]])
+    estimate, error = log_mean_exp(log_w)
+    assert estimate.tolist() == [-math.log(2), -math.inf]
+    assert error.tolist() == [pytest.approx(1.0), math.inf]  # weights 1, 0: mean 1/2, deviation 1/√2
+
+
+def test_log_mean_exp_far_out_in_float32(float32):
+    weights = torch.tensor([[3e4, -3e4], [3e4 + 1, -3e4 - 1]])
+    estimate, error = log_mean_exp(weights)
+    assert estimate.isfinite().all()
+    assert torch.allclose(error[0], error[1])
+
+
+@pytest.mark.parametrize("log_w", [torch.zeros(1, 3), torch.zeros(0, 3)])
+def test_log_mean_exp_refuses_fewer_than_two_weights(log_w):
+    with pytest.raises(ValueError, match=f"at least two weights for each datum, got {len(log_w)}"):
+        log_mean_exp(log_w)

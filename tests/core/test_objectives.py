@@ -74,31 +74,31 @@ def assert_mean(values: torch.Tensor, expected: float) -> None:
     assert abs(mean - expected) < 6 * error, f"{mean} is not {expected} ± {error}"
 
 
-def test_quadrature_knows_the_linear_model():
+def test_quadrature_oracle_gives_the_evidence_of_the_linear_model():
     assert quadrature(linear())[0] == pytest.approx(LOG_EVIDENCE, abs=1e-10)
 
 
 @pytest.mark.parametrize("kl", ["analytic", "monte_carlo"])
 @pytest.mark.parametrize("build", [linear, curved])
-def test_both_estimators_have_the_exact_bound_as_their_mean(build, kl):
+def test_elbo_has_the_exact_bound_as_its_mean_with_either_kl(build, kl):
     model = build()
     assert_mean(elbo(model, data(200_000), kl=kl), quadrature(model)[1])
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
-def test_the_two_estimators_agree_in_the_mean(num_samples):
+def test_elbo_has_one_mean_with_either_kl(num_samples):
     difference = elbo(curved(), data(100_000), num_samples, "analytic") - elbo(
         curved(), data(100_000), num_samples, "monte_carlo"
     )
     assert_mean(difference, 0.0)
 
 
-def test_at_the_exact_posterior_the_sampled_estimator_is_log_evidence_without_any_noise():
+def test_elbo_with_a_sampled_kl_is_log_evidence_without_noise_at_the_exact_posterior():
     values = elbo(exact_linear(), data(1000), kl="monte_carlo")
     assert (values - LOG_EVIDENCE).abs().max() < 1e-13
 
 
-def test_at_the_exact_posterior_the_analytic_estimator_still_fluctuates_as_theory_says():
+def test_elbo_with_an_analytic_kl_still_fluctuates_at_the_exact_posterior():
     values = elbo(exact_linear(), data(200_000)).detach()
     v = 1 / (1 + W**2)
     a, b = X - W * W * X * v, W * W * v  # x − Wz ~ N(a, b), and Var(u²/2) = b²/2 + a²b
@@ -107,7 +107,7 @@ def test_at_the_exact_posterior_the_analytic_estimator_still_fluctuates_as_theor
 
 
 @pytest.mark.parametrize(("mean", "scale"), [(0.4, 0.86), (0.0, 0.3), (1.0, 1.2)])
-def test_variances_off_the_posterior_are_those_of_a_quadratic_form(mean, scale):
+def test_elbo_off_the_posterior_has_the_variance_of_a_quadratic_form(mean, scale):
     model, n = linear(mean, scale), 400_000
     slope = scale * W * (X - W * mean)  # of log p(x|z) in ε; its ε² has the factor −W²s²/2
     analytic = 2 * (W * W * scale * scale / 2) ** 2 + slope**2
@@ -118,7 +118,7 @@ def test_variances_off_the_posterior_are_those_of_a_quadratic_form(mean, scale):
 
 
 @pytest.mark.parametrize("build", [linear, curved])
-def test_elbo_is_below_iwae_is_below_log_evidence(build):
+def test_elbo_is_below_iwae_bound_is_below_log_evidence(build):
     model = build()
     log_evidence, bound = quadrature(model)
     means, errors = zip(
@@ -130,25 +130,25 @@ def test_elbo_is_below_iwae_is_below_log_evidence(build):
     assert means[2] + 6 * errors[2] < log_evidence
 
 
-def test_iwae_approaches_log_evidence():
+def test_iwae_bound_approaches_log_evidence():
     model = curved()
     values = iwae_bound(model, data(50), 20_000).detach()
     assert values.mean().item() == pytest.approx(quadrature(model)[0], abs=2e-3)
 
 
-def test_iwae_with_one_sample_is_the_sampled_elbo():
+def test_iwae_bound_with_one_sample_is_the_sampled_elbo():
     torch.manual_seed(3)
     one = iwae_bound(curved(), data(10), 1)
     torch.manual_seed(3)
     assert torch.allclose(one, elbo(curved(), data(10), kl="monte_carlo"), rtol=1e-13)
 
 
-def test_importance_weights_average_to_the_evidence():
+def test_log_weights_average_to_the_evidence():
     model = curved()
     assert_mean(log_weights(model, data(1), 400_000)[:, 0].exp(), math.exp(quadrature(model)[0]))
 
 
-def test_the_gap_is_the_divergence_from_the_true_posterior():
+def test_elbo_lies_below_log_evidence_by_the_kl_divergence_from_the_posterior():
     q, precision = linear().posterior(torch.tensor([X])), 1 + W**2
     posterior = diagonal_normal(torch.tensor([W * X / precision]), torch.tensor([-math.log(precision)]))
     log_evidence, bound = quadrature(linear())
@@ -156,7 +156,7 @@ def test_the_gap_is_the_divergence_from_the_true_posterior():
 
 
 @pytest.mark.parametrize("kl", ["analytic", "monte_carlo"])
-def test_gradients_are_unbiased(kl):
+def test_elbo_has_unbiased_gradients(kl):
     model, n = linear(), 100_000
     mean, log_variance = (torch.full((n, 1), p.item(), requires_grad=True) for p in (model.mean, model.log_variance))
     model.posterior = lambda x: diagonal_normal(mean, log_variance)
@@ -166,19 +166,19 @@ def test_gradients_are_unbiased(kl):
     assert_mean(per_draw[1], 0.5 * (1 - variance * (1 + W**2)))
 
 
-def test_more_samples_divide_the_variance():
+def test_elbo_of_more_samples_has_a_smaller_variance():
     one, nine = (elbo(curved(), data(100_000), k).var().item() for k in (1, 9))
     assert one / nine == pytest.approx(9, rel=0.05)
 
 
 @pytest.mark.parametrize("kl", ["analytic", "monte_carlo"])
-def test_the_terms_add_up(kl):
+def test_elbo_terms_add_up(kl):
     value, terms = elbo_terms(curved(), data(20), num_samples=4, kl=kl)
     assert value.shape == (20,)
     assert torch.allclose(value, -terms["reconstruction"] - terms["kl"], atol=1e-12)
 
 
-def test_the_analytic_term_is_the_divergence_itself_and_not_negative():
+def test_elbo_terms_hold_the_analytic_kl_divergence():
     model, x = curved(), data(5)
     kl = elbo_terms(model, x)[1]["kl"]
     assert torch.allclose(kl, kl_divergence(model.posterior(x), model.prior))
@@ -200,7 +200,7 @@ def test_elbo_of_an_image_model_equals_the_hand_computation_with_the_same_noise(
     assert torch.allclose(value, log_likelihood - divergence, atol=1e-10)
 
 
-def test_weights_and_bounds_have_their_documented_shapes():
+def test_log_weights_elbo_and_iwae_bound_have_their_documented_shapes():
     model, x = mlp_vae((1, 4, 4), 3, hidden=(8,)), torch.rand(6, 1, 4, 4)
     assert log_weights(model, x, 5).shape == (5, 6)
     assert elbo(model, x, 5).shape == iwae_bound(model, x, 5).shape == (6,)
@@ -208,11 +208,11 @@ def test_weights_and_bounds_have_their_documented_shapes():
 
 @pytest.mark.parametrize("num_samples", [0, -1, 2.0, "3"])
 @pytest.mark.parametrize("objective", [elbo, iwae_bound, log_weights])
-def test_a_bad_number_of_samples_is_refused(objective, num_samples):
+def test_elbo_iwae_bound_and_log_weights_refuse_a_bad_num_samples(objective, num_samples):
     with pytest.raises(ValueError, match="num_samples must be a positive integer, got"):
         objective(curved(), data(2), num_samples)
 
 
-def test_an_unknown_kind_of_kl_is_refused():
+def test_elbo_refuses_an_unknown_kl():
     with pytest.raises(ValueError, match="kl must be 'analytic' or 'monte_carlo', got 'exact'"):
         elbo(curved(), data(2), kl="exact")

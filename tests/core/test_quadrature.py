@@ -36,13 +36,13 @@ def gaussian(x: torch.Tensor, mean: float, deviation: float):
     return diagonal_normal(torch.full((len(x), 1), mean), torch.full((len(x), 1), 2 * math.log(deviation)))
 
 
-def test_the_marginal_of_a_line_is_a_gaussian(linear):
+def test_quadrature_model_of_a_line_has_a_gaussian_marginal(linear):
     model, x, _ = linear
     marginal = MultivariateNormal(torch.ones(2), SLOPE.outer(SLOPE) + SIGMA**2 * torch.eye(2))
     assert torch.allclose(model.log_prob(x), marginal.log_prob(x), atol=1e-8)
 
 
-def test_the_posterior_of_a_line_is_a_gaussian(linear):
+def test_quadrature_model_of_a_line_has_a_gaussian_posterior(linear):
     model, x, posterior = linear
     mean, deviation = model.posterior_moments(x)
     assert torch.allclose(mean, posterior.mean[:, 0], atol=1e-8)
@@ -51,7 +51,7 @@ def test_the_posterior_of_a_line_is_a_gaussian(linear):
     assert torch.allclose(model.posterior_density(x), expected, atol=1e-8)
 
 
-def test_bound_and_gaps_of_a_line_are_the_closed_forms(linear):
+def test_quadrature_model_of_a_line_has_the_closed_forms_of_bound_and_gaps(linear):
     model, x, posterior = linear
     q = diagonal_normal(torch.randn(6, 1), torch.randn(6, 1) - 1)
     gap, reverse = kl_divergence(q, posterior), kl_divergence(posterior, q)
@@ -63,7 +63,7 @@ def test_bound_and_gaps_of_a_line_are_the_closed_forms(linear):
 
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from([two_modes, curve]), st.floats(0.2, 1.5), st.floats(-2, 2), st.floats(0.05, 1.0))
-def test_log_p_is_the_elbo_plus_the_gap_for_every_gaussian(f, sigma, mean, deviation):
+def test_quadrature_model_log_prob_is_elbo_plus_gap_for_every_gaussian(f, sigma, mean, deviation):
     model, x = QuadratureModel(f, sigma), POINTS[f]
     q = diagonal_normal(
         torch.full((len(x), 1), mean).double(), torch.full((len(x), 1), 2 * math.log(deviation)).double()
@@ -76,7 +76,7 @@ def test_log_p_is_the_elbo_plus_the_gap_for_every_gaussian(f, sigma, mean, devia
 
 @BOTH
 @pytest.mark.parametrize("deviation", [0.7, 0.004])
-def test_forward_kl_is_the_integral_of_posterior_times_log_ratio(f, deviation):
+def test_quadrature_model_forward_kl_is_the_integral_of_posterior_times_log_ratio(f, deviation):
     """Also for a q so narrow that log q is far below −10⁵ where the posterior is."""
     model, x = QuadratureModel(f, 0.5), POINTS[f]
     q, z = gaussian(x, 0.1, deviation), torch.linspace(-12, 12, 100_001)
@@ -89,12 +89,12 @@ def test_forward_kl_is_the_integral_of_posterior_times_log_ratio(f, deviation):
 
 
 @BOTH
-def test_each_posterior_integrates_to_one(f):
+def test_quadrature_model_posterior_density_integrates_to_one(f):
     model, x = QuadratureModel(f, 0.4), POINTS[f]
     assert torch.allclose(torch.trapezoid(model.posterior_density(x), model.grid), torch.ones(len(x)), atol=1e-10)
 
 
-def test_two_humps_are_mirror_images_about_a_mean_of_zero():
+def test_two_modes_are_mirror_images_about_a_mean_of_zero():
     model, x = QuadratureModel(two_modes, 0.4), POINTS[two_modes]
     density, (mean, deviation) = model.posterior_density(x), model.posterior_moments(x)
     assert torch.allclose(density, density.flip(1), atol=1e-12)
@@ -106,7 +106,7 @@ def test_two_humps_are_mirror_images_about_a_mean_of_zero():
 
 
 @BOTH
-def test_a_finer_or_wider_grid_changes_nothing(f):
+def test_quadrature_model_does_not_depend_on_a_finer_or_wider_grid(f):
     x = POINTS[f]
     q, usual = gaussian(x, 0.3, 0.5), QuadratureModel(f, 0.3)
     for other in (QuadratureModel(f, 0.3, points=16_001), QuadratureModel(f, 0.3, limit=12.0, points=12_001)):
@@ -121,7 +121,7 @@ def test_a_finer_or_wider_grid_changes_nothing(f):
 
 
 @BOTH
-def test_samples_of_the_prior_agree_with_the_integral(f):
+def test_quadrature_model_log_prob_agrees_with_samples_of_the_prior(f):
     model, x = QuadratureModel(f, 0.5), POINTS[f]
     z = model.prior.sample((200_000, 1))
     p = model.likelihood(z).log_prob(x).exp()
@@ -141,7 +141,7 @@ class Guessing(QuadratureModel):
 
 @BOTH
 @pytest.mark.parametrize("kl", ["analytic", "monte_carlo"])
-def test_the_sampled_elbo_is_unbiased_for_the_exact_one(f, kl):
+def test_quadrature_model_elbo_is_the_mean_of_the_sampled_elbo(f, kl):
     model, x = Guessing(f, 0.5), POINTS[f]
     exact = model.elbo(x, model.posterior(x))
     for b in range(len(x)):
@@ -150,14 +150,14 @@ def test_the_sampled_elbo_is_unbiased_for_the_exact_one(f, kl):
 
 
 @BOTH
-def test_the_mean_weight_is_p_of_x(f):
+def test_quadrature_model_log_prob_is_that_of_the_mean_weight(f):
     model, x = Guessing(f, 1.0), POINTS[f]
     model.posterior = lambda x: gaussian(x, 0.0, 1.2)  # wider than the posterior, so that the weights have a variance
     weights = log_weights(model, x, 200_000).exp()
     assert ((weights.mean(0) - model.log_prob(x).exp()).abs() < 6 * weights.std(0) / len(weights) ** 0.5).all()
 
 
-def test_where_q_is_zero_it_adds_nothing():
+def test_quadrature_model_elbo_gets_nothing_where_q_is_zero():
     q = torch.distributions.Uniform(torch.tensor([[-1.0]]), torch.tensor([[1.0]]), validate_args=False)
     model, x = QuadratureModel(two_modes, 0.5), POINTS[two_modes][:1]
     q = torch.distributions.Independent(q, 1, validate_args=False)
@@ -166,20 +166,20 @@ def test_where_q_is_zero_it_adds_nothing():
 
 
 @pytest.mark.parametrize("sigma", [0.0, -0.3, math.nan])
-def test_a_noise_that_is_not_positive_is_refused(sigma):
-    with pytest.raises(ValueError, match="sigma must be positive, got"):
+def test_quadrature_model_refuses_a_noise_that_is_not_positive(sigma):
+    with pytest.raises(ValueError, match="sigma must be positive and finite, got"):
         QuadratureModel(curve, sigma)
 
 
 @pytest.mark.parametrize("x", [10.0, 60.0, -40.0, math.nan])
-def test_a_posterior_that_leaves_the_grid_is_refused(x):
+def test_quadrature_model_refuses_a_posterior_that_leaves_the_grid(x):
     model = QuadratureModel(lambda z: z, 0.5)  # posterior mean 0.8 x
     with pytest.raises(ValueError, match=r"the posterior of x does not fit the grid \(datum 1\)"):
         model.log_prob(torch.tensor([[0.5], [x]]))
 
 
 @pytest.mark.parametrize("sigma", [1e-3, 1e-4])
-def test_a_posterior_narrower_than_the_grid_s_step_is_refused_until_the_grid_is_finer(sigma):
+def test_quadrature_model_refuses_a_posterior_narrower_than_the_grids_step(sigma):
     x = torch.tensor([[0.50123]])
     with pytest.raises(ValueError, match="more points"):
         QuadratureModel(lambda z: z, sigma).log_prob(x)
@@ -189,7 +189,32 @@ def test_a_posterior_narrower_than_the_grid_s_step_is_refused_until_the_grid_is_
 
 @pytest.mark.parametrize(("mean", "sd"), [(8.0, 1.0), (0.0, 3.0), (20.0, 1.0), (0.001, 1e-4)])
 @pytest.mark.parametrize("integral", ["elbo", "gap", "forward_kl"])
-def test_a_q_that_does_not_fit_the_grid_is_refused(mean, sd, integral):
+def test_quadrature_model_refuses_a_q_that_does_not_fit_the_grid(mean, sd, integral):
     model, x = QuadratureModel(two_modes, 0.5), POINTS[two_modes][:1]
     with pytest.raises(ValueError, match=r"q does not fit the grid \(datum 0\)"):
         getattr(model, integral)(x, gaussian(x, mean, sd))
+
+
+@pytest.mark.parametrize(
+    "q",
+    [
+        torch.distributions.Normal(torch.zeros(3, 1), 1.0),
+        diagonal_normal(torch.zeros(2, 1), torch.zeros(2, 1)),
+        diagonal_normal(torch.zeros(3, 2), torch.zeros(3, 2)),
+    ],
+)
+@pytest.mark.parametrize("integral", ["elbo", "gap", "forward_kl"])
+def test_quadrature_model_refuses_a_q_of_another_shape(q, integral):
+    with pytest.raises(ValueError, match=r"must have batch shape \(.*Independent"):
+        getattr(QuadratureModel(two_modes, 0.5), integral)(POINTS[two_modes], q)
+
+
+def test_quadrature_model_refuses_data_of_another_width():
+    with pytest.raises(ValueError, match=r"x must have shape \(B, 2\), got \(3, 1\)"):
+        QuadratureModel(curve, 0.5).log_prob(torch.ones(3, 1))
+
+
+@pytest.mark.parametrize("settings", [dict(limit=0.0), dict(limit=math.inf), dict(points=2), dict(points=10.5)])
+def test_quadrature_model_refuses_a_grid_that_is_none(settings):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} must be"):
+        QuadratureModel(curve, 0.5, **settings)
