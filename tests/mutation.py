@@ -30,8 +30,9 @@ TESTS = {  # the tests that are about the module
         *("test_objectives", "test_importance", "test_schedules", "test_autoencoder"),
         *("test_04_the_elbo", "test_15_beta_and_collapse"),
     ],
-    "linear": ["test_linear", "test_linear_bounds", "test_linear_refusals"],
-    "_linear_gaussian": ["test_linear", "test_linear_bounds", "test_linear_refusals"],
+    "linear": ["test_linear", "test_linear_bounds", "test_linear_refusals", "test_linear_scikit"],
+    "_linear_gaussian": ["test_linear", "test_linear_bounds", "test_linear_refusals", "test_linear_missing"],
+    "_missing": ["test_linear_missing", "test_linear_bounds"],
     "gradients": ["test_gradients", "test_gradient_variances"],
     "evaluation": [
         "test_evaluation",
@@ -90,17 +91,14 @@ EQUIVALENT = {  # why no test can notice a change: (a part of the line, what sta
     "slopes are asked for at the copies, whatever they were made of": [
         ("copies = [value.detach()", "value.detach()"),
     ],
-    "columns have length 1, so the sign is 1 or -1": [
-        ("return columns * largest.sign()", "columns * largest.sign()"),
-    ],
     "a start; the end is the same": [
         ("torch.Generator().manual_seed(0)", "0"),
-        ("W, sigma2, values = random_start(S.p", "total / S.p"),
-        ("W, sigma2, values = random_start(S.p", "(total / S.p).sqrt()"),
-        ("W, sigma2, values = random_start(S.p", "random_start(S.p, self.n_components) * (total / S.p).sqrt()"),
-        ("W = random_start(S.p, d)", "(psi / d).sqrt()"),
-        ("W = random_start(S.p, d)", "psi / d"),
-        ("random_start(S.p", "random_start(S.p, self.n_components + 1) / scale"),
+        ("level = variance.mean()", "variance.mean()"),
+        ("return initial_loadings(len(variance), d)", "level.sqrt()"),
+        ("return initial_loadings(len(variance), d)", "initial_loadings(len(variance), d) * level.sqrt()"),
+        ("return initial_loadings(len(psi), d)", "(psi / d).sqrt()"),
+        ("return initial_loadings(len(psi), d)", "psi / d"),
+        ("initial_loadings(S.p", "initial_loadings(S.p, d + 1) / scale"),
     ],
     "the next of the sizes is as large, or the fit refuses later": [
         ("self._refuse_zero(sizes[-1], sizes[0])", "0"),

@@ -24,6 +24,8 @@ The flat core (a file imports only from files above it, and never from the two f
 `inference`            q datum by datum, variational EM, annealed importance sampling
 `_held_out`            held-out data in batches, each beside its own conditions
 `evaluation`           figures on held-out data: losses, log p(x), gaps, active units, probes
+`_estimator`           linear models as scikit-learn estimators: tables in and out
+`_missing`             rows of which a part is observed
 `_linear_gaussian`     what the linear models share
 `linear`               `PCA`, `PPCA`, `FactorAnalysis`, exactly
 `quadrature`           `QuadratureModel`: nonlinear models with one latent number, exactly

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from vae_core._linear_gaussian import random_start
+from vae_core._linear_gaussian import initial_loadings
 from vae_core.data import load
 from vae_core.distributions import diagonal_normal, kl_divergence, standard_normal
 from vae_core.evaluation import inference_gap
@@ -90,7 +90,7 @@ def exact_vem(X, d, rounds, diagonal=False, every=1):
     """E: best Gaussian q, with or without correlations; M: both slopes zero. Rows of (bound, evidence), and W."""
     (N, D), rows = X.shape, []
     s2 = X.square().sum() / N / D
-    W = random_start(D, d) * s2.sqrt()
+    W = initial_loadings(D, d) * s2.sqrt()
     for k in range(rounds):
         M = torch.eye(d) + W.T @ W / s2
         z, V = torch.linalg.solve(M, W.T @ X.T / s2).T, torch.linalg.inv(M)

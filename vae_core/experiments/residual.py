@@ -77,7 +77,7 @@ def residual_vae(
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, got {precision!r}")
     _, height, width = feature_map(input_shape, channels)
-    outputs = input_shape[0] * likelihoods.num_parameters(likelihoods.resolve(likelihood))
+    outputs = input_shape[0] * likelihoods.parameters_per_dimension(likelihoods.resolve(likelihood))
     code = (latent_channels, height, width)
     encoder = _encoder(input_shape[0], channels, blocks)
     decoder = nn.Sequential(
