@@ -1,109 +1,167 @@
-"""What the linear models of `linear` share: data, covariance, and everything that follows once W and ψ are known."""
+"""What the linear models of `linear` share: the covariance, and everything that follows once W, μ and ψ are known."""
 
 import math
-import warnings
-from numbers import Integral
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Self
 
-import numpy as np
 import torch
+from jaxtyping import Float64
+from sklearn.utils.extmath import svd_flip
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
+from vae_core._estimator import LinearModel, like, whole_number
+from vae_core._missing import Conditional, Imputation, Rows, regress
 from vae_core.distributions import kl_divergence, standard_normal
 
 FLOOR = 1e-12  # the least noise variance of a column, so that a constant column has a density
+Step = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 
 
-class ConvergenceWarning(UserWarning):
-    """EM stopped at `max_iter` before the tolerance was reached."""
-
-
-def as_data(X: Any, like: int | None = None, name: str = "X") -> Tensor:
-    """X as a float64 tensor (n, p) on the CPU. Raises ValueError for another shape, no rows, or nan and infinities."""
-    X = X if isinstance(X, Tensor) else torch.as_tensor(np.require(X, np.float64, ["C", "W"]))
-    X = X.to("cpu", torch.float64)
-    if X.dim() != 2 or 0 in X.shape:
-        raise ValueError(f"{name} must have shape (n, p) with n and p at least 1, got {tuple(X.shape)}")
-    if like is not None and X.shape[1] != like:
-        raise ValueError(f"{name} must have {like} columns, as the fitted model has, got {X.shape[1]}")
-    if not X.isfinite().all():
-        raise ValueError(f"{name} must be finite, got {int((~X.isfinite()).sum())} values that are nan or infinite")
-    return X
-
-
-def refuse_unfitted(model: object) -> None:
-    """Raise scikit-learn's NotFittedError, which is a ValueError and an AttributeError, unless `fit` was called."""
-    if not hasattr(model, "components_"):
-        from sklearn.exceptions import NotFittedError  # not at start-up
-
-        raise NotFittedError(f"this {type(model).__name__} is not fitted yet: call fit(X) first")
+def centre(X: Float64[Tensor, "n p"]) -> tuple[Float64[Tensor, " p"], Float64[Tensor, "n p"]]:
+    """Return the mean of each column without NaN, and X − mean. Raise ValueError if squares leave float64."""
+    mean = X.nanmean(0)
+    centred = X - mean
+    total = centred.square().nansum().item()
+    if not math.isfinite(total) or 0 < total < 1e-290:
+        text = f"X must have variances that float64 can hold, got squared deviations with the sum {total}"
+        raise ValueError(f"{text}: divide X by the size of its values first")
+    return mean, centred
 
 
 class Covariance:
-    """The sample covariance S = XᶜᵀXᶜ/n as an operator: S @ W costs O(npd), or O(p²d) where p < n."""
+    """The sample covariance S = XᵀX/n of centred rows as an operator: S @ W costs O(npd), or O(p²d) where p < n."""
 
-    def __init__(self, X: Tensor) -> None:
-        self.n, self.p = X.shape
-        self.mean = X.mean(0)
-        self.centred = X - self.mean
-        self.matrix = self.centred.T @ self.centred / self.n if self.p < self.n else None
-        self.diagonal = self.centred.square().mean(0)
+    def __init__(self, centred: Float64[Tensor, "n p"]) -> None:
+        self.centred, (self.n, self.p) = centred, centred.shape
+        self.matrix = centred.T @ centred / self.n if self.p < self.n else None
+        self.diagonal = centred.square().mean(0)
 
-    def __matmul__(self, W: Tensor) -> Tensor:
+    def __matmul__(self, W: Float64[Tensor, "p d"]) -> Float64[Tensor, "p d"]:
         return self.matrix @ W if self.matrix is not None else self.centred.T @ (self.centred @ W) / self.n
 
-    def eigen(self) -> tuple[Tensor, Tensor]:
-        """All eigenvalues that can differ from 0, largest first, and the eigenvectors in columns."""
-        if self.matrix is not None:
-            values, vectors = torch.linalg.eigh(self.matrix)
-            return values.flip(0).clamp(min=0), vectors.flip(1)
-        _, singular, vectors = torch.linalg.svd(self.centred, full_matrices=False)
-        return singular.square() / self.n, vectors.T
+    def eigen(self) -> tuple[Float64[Tensor, " k"], Float64[Tensor, "p k"]]:
+        """Return all eigenvalues that can differ from 0, largest first, and the eigenvectors in columns."""
+        if self.matrix is None:
+            return principal_axes(self.centred)
+        values, vectors = torch.linalg.eigh(self.matrix)
+        return values.flip(0).clamp(min=0), vectors.flip(1)
 
 
-def checked(X: Any, n_components: int, most: str) -> Tensor:
-    """X, if that many components can be had of it; `most` is "p" or "p - 1"."""
-    X = as_data(X)
-    n, p = X.shape
-    if n < 2:
-        raise ValueError(f"X must have at least two rows, got {n}: one point has no covariance")
-    limit = min(n, p if most == "p" else p - 1)
-    if isinstance(n_components, bool) or not isinstance(n_components, Integral) or not 1 <= n_components <= limit:
-        raise ValueError(f"n_components must be an integer from 1 to min(n, {most}) = {limit}, got {n_components!r}")
-    return X
+def principal_axes(centred: Float64[Tensor, "n p"]) -> tuple[Float64[Tensor, " k"], Float64[Tensor, "p k"]]:
+    """Return the min(n, p) eigenvalues of S, largest first, and the eigenvectors in columns, from the SVD of X.
+
+    X = QR and the small matrix R have the same singular values and right singular vectors. A standard deviation has an
+    error of about 1e-16 times the largest one this way, and of 1e-8 times the largest from an eigendecomposition of S.
+    """
+    _, singular, vectors = torch.linalg.svd(torch.linalg.qr(centred, mode="r").R, full_matrices=False)
+    return singular.square() / len(centred), vectors.T
 
 
-def with_signs(columns: Tensor) -> Tensor:
-    """Each column times ±1, so that its entry of largest size is positive (scikit-learn's choice)."""
-    largest = columns.gather(0, columns.abs().argmax(0, keepdim=True))
-    return columns * largest.sign()
+def fix_signs(columns: Float64[Tensor, "p d"]) -> Float64[Tensor, "p d"]:
+    """Return each column times ±1, such that its entry of largest size is positive, as scikit-learn does."""
+    rows = columns.T.clone(memory_format=torch.contiguous_format)  # svd_flip works in place
+    return torch.as_tensor(svd_flip(None, rows.numpy(), u_based_decision=False)[1]).T
+
+
+def initial_loadings(p: int, d: int) -> Float64[Tensor, "p d"]:
+    """Return standard normal numbers, always the same ones: the same data give the same fit."""
+    return torch.randn(p, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def log_normal(p: int, log_det: Tensor, distance: Tensor | float) -> Tensor:
-    """The log density of a Gaussian in p dimensions, nats, from log |Σ| and (x − μ)ᵀΣ⁻¹(x − μ)."""
+    """Return the log density of a Gaussian in p dimensions, nats, from log |Σ| and (x − μ)ᵀΣ⁻¹(x − μ)."""
     return -0.5 * (p * math.log(2 * math.pi) + log_det + distance)
 
 
-class LinearGaussian:
-    """What PPCA and factor analysis share: everything once W = components_ᵀ and ψ are known."""
+class LinearGaussian(LinearModel):
+    """What PPCA and factor analysis share: EM, and everything once W (`components_.T`), μ and ψ are known.
 
-    mean_: Tensor  # (p,)
-    components_: Tensor  # (d, p)
-    noise_variance_: Tensor  # () or (p,)
-    log_likelihoods_: list[float]  # after each step of EM, nats
+    Data may hold NaN for missing values: x then stands for the observed part of a row.
+    """
 
-    def __init__(self, n_components: int, tol: float = 1e-8, max_iter: int = 1000) -> None:
+    noise_variance_: Float64[Tensor, "..."]  # () or (p,)
+    log_likelihoods_: list[float]  # the mean log p(x) before the first step of EM and after each, nats
+
+    _spare_rows = 2
+
+    def __init__(self, n_components: int | None = None, tol: float = 1e-8, max_iter: int = 1000) -> None:
         self.n_components, self.tol, self.max_iter = n_components, tol, max_iter
 
-    def _refuse_subspace(self, S: Covariance) -> None:
-        """ValueError if S has rank d or less: then S times d + 1 random columns has, too. (Variances scaled to 1.)"""
+    def _start(self, variance: Float64[Tensor, " p"], d: int) -> tuple[Tensor, Tensor]:
+        """Return the W and ψ that EM starts from, for columns of these variances."""
+        raise NotImplementedError
+
+    def _step(self, S: Covariance, W: Tensor, psi: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the mean log p(x), nats, and the W and ψ after a step of EM."""
+        raise NotImplementedError
+
+    def _fit_by_em(self, X: Float64[Tensor, "n p"], d: int) -> Self:
+        """Find W, μ and ψ; in complete data, μ is the mean, and the covariance is all that EM needs."""
+        self.mean_, centred = centre(X)
+        start: tuple[Tensor, ...]
+        if centred.isnan().any():
+            variance, step = self._incomplete(centred)
+            start = (*self._start(variance, d), torch.zeros_like(self.mean_))
+        else:
+            S = Covariance(centred)
+            self._refuse_subspace(S, d)
+            step, start = partial(self._step, S), self._start(S.diagonal, d)
+        W, self.noise_variance_, *shift = self._run_em(step, start)
+        self.components_, self.mean_ = W.T.contiguous(), sum(shift, self.mean_)
+        return self
+
+    def _incomplete(self, centred: Float64[Tensor, "n p"]) -> tuple[Float64[Tensor, " p"], Step]:
+        """Return the variances of the observed values of each column, and EM's step for W, ψ and the shift of μ."""
+        counts = (~centred.isnan()).sum(0)
+        if not counts.all():
+            empty = (counts == 0).nonzero().flatten().tolist()
+            raise ValueError(f"X must have a value in every column, got none in columns {empty}: leave these out")
+        rows = Rows.of(centred)
+        variance = rows.values.square().sum(0) / counts
+
+        def step(W: Tensor, psi: Tensor, shift: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            self._refuse_zero(psi, variance if psi.dim() else variance.sum())
+            given = Conditional(rows.less(shift), W, psi.expand(len(shift)))
+            solution, residual = regress(rows, given)
+            if psi.dim():  # factor analysis
+                psi = torch.where(variance > FLOOR, residual / counts, FLOOR)
+            else:
+                psi = residual.sum() / counts.sum()
+            return given.log_prob().mean(), (solution[:, :-1], psi, solution[:, -1])
+
+        return variance, step
+
+    def _run_em(self, step: Step, start: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the parameters after which a step gains less than `tol`, or those after `max_iter` steps.
+
+        Args:
+            step: from parameters to their mean log p(x), and to the next parameters.
+            start: the first parameters.
+        """
+        parameters, values = start, []
+        while True:
+            value, following = step(*parameters)
+            values.append(value.item())
+            arrived = len(values) > 1 and values[-1] - values[-2] < self.tol
+            if arrived or len(values) > self.max_iter:
+                break
+            parameters = following
+        if not arrived:
+            self._warn_not_converged(stacklevel=5)
+        self.log_likelihoods_, self.n_iter_ = values, len(values) - 1
+        return parameters
+
+    def _refuse_subspace(self, S: Covariance, d: int) -> None:
+        """Raise ValueError if S, scaled to variances of 1, has rank d or less (S @ random columns tells)."""
         scale = S.diagonal.clamp(min=FLOOR).sqrt()[:, None]
-        sizes = torch.linalg.svdvals(S @ (random_start(S.p, self.n_components + 1) / scale) / scale)
+        sizes = torch.linalg.svdvals(S @ (initial_loadings(S.p, d + 1) / scale) / scale)
         self._refuse_zero(sizes[-1], sizes[0])
 
     def _refuse_zero(self, psi: Tensor, variance: Tensor) -> None:
-        """ValueError where the factors leave nothing to the noise: the likelihood has no maximum then."""
+        """Raise ValueError where the factors leave nothing to the noise: the likelihood has no maximum then."""
         if (psi <= FLOOR * variance).any():
             raise ValueError(
                 f"n_components = {self.n_components} leaves no variance for the noise: these rows, or one of their "
@@ -111,86 +169,89 @@ class LinearGaussian:
                 "components, more rows, or each column once"
             )
 
-    def _finished(self, values: list[float], stacklevel: int = 4) -> bool:
-        """Whether EM stops: the last step gained less than `tol`, or (with a warning) `max_iter` steps are done."""
-        if len(values) > 1 and values[-1] - values[-2] < self.tol:
-            return True
-        if len(values) > self.max_iter:
-            warn_not_converged(type(self).__name__, self.max_iter, stacklevel)
-        return len(values) > self.max_iter
-
     @property
-    def _noise(self) -> Tensor:
+    def _noise(self) -> Float64[Tensor, " p"]:
         return self.noise_variance_.expand(self.mean_.numel())
 
-    def _centred(self, X: Any) -> Tensor:
-        return as_data(X, self.mean_.numel()) - self.mean_
-
-    def _posterior_parts(self) -> tuple[Tensor, Tensor]:
-        """Ψ⁻¹W (p, d) and the Cholesky factor of M = I + WᵀΨ⁻¹W (d, d), the posterior's precision."""
-        refuse_unfitted(self)
-        W = self.components_.T
-        scaled = W / self._noise[:, None]
-        return scaled, torch.linalg.cholesky(torch.eye(self.n_components, dtype=W.dtype) + W.T @ scaled)
+    def _condition(self, X: Any) -> tuple[Rows, Conditional]:
+        """Return x − μ and p(z|x)."""
+        centred = Rows.of(self._read(X, missing=True) - self.mean_)
+        return centred, Conditional(centred, self.components_.T, self._noise)
 
     def posterior(self, X: Any) -> MultivariateNormal:
-        r"""p(z|x), exactly: batch (n,), event (d,).
+        r"""Return p(z|x), exactly: batch (n,), event (d,). It is the prior for a row in which nothing is observed.
 
         .. math:: \mathcal N\big(M^{-1}W^\top\Psi^{-1}(x-\mu),\ M^{-1}\big), \qquad M = I + W^\top\Psi^{-1}W
         """
-        scaled, factor = self._posterior_parts()
-        mean = torch.cholesky_solve((self._centred(X) @ scaled).T, factor).T
-        return MultivariateNormal(mean, covariance_matrix=torch.cholesky_inverse(factor))
+        rows, given = self._condition(X)
+        return MultivariateNormal(given.mean(), covariance_matrix=rows.per_row(given.covariance()))
 
-    def transform(self, X: Any) -> Tensor:
-        """The posterior means, (n, d)."""
-        return self.posterior(X).mean
+    def transform(self, X: Any) -> Any:
+        """Return the posterior means, (n, d)."""
+        return like(self._condition(X)[1].mean(), X)
 
-    def score_samples(self, X: Any) -> Tensor:
-        r"""log p(x) of each row, (n,), nats, without a p×p matrix.
+    def score_samples(self, X: Any) -> Any:
+        r"""Return log p(x) of each row, (n,), nats, without a p×p matrix.
 
-        .. math:: x \sim \mathcal N(\mu, WW^\top+\Psi), \qquad |WW^\top+\Psi| = |\Psi||M|, \qquad
-                  (WW^\top+\Psi)^{-1} = \Psi^{-1}-\Psi^{-1}WM^{-1}W^\top\Psi^{-1}
+        .. math:: x \sim \mathcal N(\mu, WW^\top+\Psi)
         """
-        (scaled, factor), centred = self._posterior_parts(), self._centred(X)
-        whitened = torch.linalg.solve_triangular(factor, (centred @ scaled).T, upper=False)
-        distance = (centred.square() / self._noise).sum(1) - whitened.square().sum(0)
-        log_det = self._noise.log().sum() + 2 * factor.diagonal().log().sum()
-        return log_normal(self.mean_.numel(), log_det, distance)
+        return like(self._condition(X)[1].log_prob(), X)
 
-    def score(self, X: Any) -> float:
-        """The mean log p(x), nats."""
-        return self.score_samples(X).mean().item()
+    def score(self, X: Any, y: object = None) -> float:
+        """Return the mean log p(x), nats. `y` is ignored."""
+        return self._condition(X)[1].log_prob().mean().item()
 
-    def sample(self, n_samples: int, seed: int = 0) -> Tensor:
-        """Ancestral samples: z ~ N(0, I), then x ~ N(Wz + μ, Ψ); (n_samples, p)."""
-        refuse_unfitted(self)
-        draws = torch.Generator().manual_seed(seed)
-        z, noise = (
-            torch.randn(n_samples, size, generator=draws, dtype=torch.float64)
-            for size in (self.n_components, self.mean_.numel())
-        )
-        return z @ self.components_ + self.mean_ + noise * self._noise.sqrt()
+    def impute(self, X: Any) -> Imputation:
+        r"""Return the conditional mean and variance of each missing value given the observed part of its row.
 
-    def elbo(self, X: Any, q: Distribution) -> Tensor:
-        r"""The ELBO of each row for any Gaussian q(z), batch (n,), event (d,); (n,), nats, exactly.
+        .. math:: \mathbb E[x_j|x_O] = \mu_j + w_j^\top\mathbb E[z|x_O], \qquad
+                  \operatorname{Var}(x_j|x_O) = w_j^\top M_O^{-1}w_j + \psi_j
+
+        Returns:
+            `mean` and `variance`, both (n, p). An observed value is its own mean, with variance 0.
+        """
+        table, (rows, given) = self._read(X, missing=True), self._condition(X)
+        covariance, W = given.covariance(), self.components_
+        spread = torch.stack([(covariance[:, k] @ W) * w for k, w in enumerate(W)]).sum(0)  # wᵀM⁻¹w, (patterns, p)
+        mean = torch.where(table.isnan(), given.mean() @ W + self.mean_, table)
+        variance = torch.where(table.isnan(), rows.per_row(spread) + self._noise, 0.0)
+        return Imputation(like(mean, X), like(variance, X))
+
+    def get_covariance(self) -> Any:
+        """Return the covariance of x, WWᵀ + Ψ, (p, p), as an array if the model was fitted to one."""
+        check_is_fitted(self)
+        return self._like_fit(self.components_.T @ self.components_ + self._noise.diag())
+
+    def get_precision(self) -> Any:
+        """Return its inverse, Ψ⁻¹ − Ψ⁻¹WM⁻¹WᵀΨ⁻¹, (p, p), as an array if the model was fitted to one."""
+        check_is_fitted(self)
+        complete = Rows.of(torch.zeros_like(self.mean_)[None])
+        factor = Conditional(complete, self.components_.T, self._noise).factor[0]
+        half = torch.linalg.solve_triangular(factor, self.components_ / self._noise, upper=False)
+        return self._like_fit((1 / self._noise).diag() - half.T @ half)
+
+    def sample(self, n_samples: int = 1, seed: int = 0) -> Any:
+        """Return ancestral samples, z ~ N(0, I), then x ~ N(Wz + μ, Ψ); (n_samples, p), an array if fitted to one."""
+        check_is_fitted(self)
+        n, draws = whole_number("n_samples", n_samples, 1), torch.Generator().manual_seed(whole_number("seed", seed, 0))
+        z = torch.randn(n, len(self.components_), generator=draws, dtype=torch.float64)
+        noise = torch.randn(n, self.mean_.numel(), generator=draws, dtype=torch.float64)
+        return self._like_fit(z @ self.components_ + self.mean_ + noise * self._noise.sqrt())
+
+    def _like_fit(self, result: Tensor) -> Any:
+        return result.numpy() if self._given_arrays else result
+
+    def elbo(self, X: Any, q: Distribution) -> Any:
+        r"""Return the ELBO of each row for any Gaussian q(z), batch (n,), event (d,); (n,), nats, exactly.
 
         .. math:: \mathbb E_q[\log p(x|z)] - \mathrm{KL}(q\|p(z)) = \log p(x) - \mathrm{KL}(q\|p(z|x))
         """
-        kl = kl_divergence(q, standard_normal(self.n_components, like=q.mean)).double()
-        scaled, centred, mean = self._posterior_parts()[0], self._centred(X), q.mean.double()
+        rows, given = self._condition(X)
+        kl = kl_divergence(q, standard_normal(len(self.components_), like=q.mean)).double()
         covariance = q.covariance_matrix if isinstance(q, MultivariateNormal) else torch.diag_embed(q.variance)
-        residual = ((centred - mean @ self.components_).square() / self._noise).sum(1)
-        spread = ((self.components_ @ scaled) * covariance.double()).sum((-2, -1))  # trace(WᵀΨ⁻¹W Σ)
-        return log_normal(self.mean_.numel(), self._noise.log().sum(), residual + spread) - kl
-
-
-def random_start(p: int, d: int) -> Tensor:
-    """A fixed random start: the same data give the same fit."""
-    return torch.randn(p, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def warn_not_converged(name: str, max_iter: int, stacklevel: int = 4) -> None:
-    """A ConvergenceWarning, in the name of the model, for the caller of its `fit`, that many calls up from here."""
-    text = f"{name} stopped after max_iter={max_iter} steps of EM before tol was reached; raise one of the two"
-    warnings.warn(text, ConvergenceWarning, stacklevel=stacklevel)
+        observed = rows.per_row(rows.observed)
+        residual = (rows.values - observed * (q.mean.double() @ self.components_)).square() / self._noise
+        spread = (rows.per_row(given.gain) * covariance.double()).sum((-2, -1))  # trace(WᵀΨ⁻¹W Σ)
+        log_det = (observed * self._noise.log()).sum(1)
+        expected = -0.5 * (observed.sum(1) * math.log(2 * math.pi) + log_det + residual.sum(1) + spread)
+        return like(expected - kl, X)
