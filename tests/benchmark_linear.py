@@ -18,11 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn import decomposition as scikit
-from sklearn.exceptions import ConvergenceWarning as TheirWarning
+from sklearn.exceptions import ConvergenceWarning
 
 from vae_core.data import load
 from vae_core.linear import PPCA, FactorAnalysis
-from vae_core.linear_gaussian import ConvergenceWarning
 from vae_core.records import commit, default_out, versions, write_record
 from vae_core.runtime import Runtime
 
@@ -111,8 +110,7 @@ def main() -> None:
     parser.add_argument("--their-steps", type=int, default=20, help="scikit-learn's max_iter for factor analysis")
     parser.add_argument("--out", type=Path, default=default_out())
     options = parser.parse_args()
-    for category in (ConvergenceWarning, TheirWarning):
-        warnings.simplefilter("ignore", category)
+    warnings.simplefilter("ignore", ConvergenceWarning)
     device = f"{Runtime.detect('cpu').describe()}, linear models"
     print(f"{device}; fits per second\n{'':52s} {'ours':>9s} {'other':>9s}  ratio")
     X = load("mnist", options.data_root).x_train.flatten(1).double() / 255

@@ -24,7 +24,7 @@ from vae_core.inference import (
     variational_em,
 )
 from vae_core.linear import PPCA
-from vae_core.linear_gaussian import random_start
+from vae_core.linear_gaussian import initial_loadings
 from vae_core.models import VAE, mlp_vae
 from vae_core.objectives import elbo_terms
 from vae_core.runtime import seed_everything
@@ -90,7 +90,7 @@ def exact_vem(X, d, rounds, diagonal=False, every=1):
     """E: best Gaussian q, with or without correlations; M: both slopes zero. Rows of (bound, evidence), and W."""
     (N, D), rows = X.shape, []
     s2 = X.square().sum() / N / D
-    W = random_start(D, d) * s2.sqrt()
+    W = initial_loadings(D, d) * s2.sqrt()
     for k in range(rounds):
         M = torch.eye(d) + W.T @ W / s2
         z, V = torch.linalg.solve(M, W.T @ X.T / s2).T, torch.linalg.inv(M)

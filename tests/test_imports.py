@@ -18,8 +18,10 @@ MAY_IMPORT = {
     "runtime": set(),
     "distributions": set(),
     "data": set(),
-    "linear_gaussian": {"distributions"},  # what the models of `linear` share
-    "linear": {"linear_gaussian"},
+    "_estimator": set(),  # linear models as scikit-learn estimators
+    "_missing": set(),  # rows of which a part is observed
+    "linear_gaussian": {"distributions", "_estimator", "_missing"},  # what the models of `linear` share
+    "linear": {"linear_gaussian", "_estimator"},
     "exact": {"distributions"},
     "pixels": set(),  # the laws of grey pixels behind `likelihoods`
     "likelihoods": {"pixels"},

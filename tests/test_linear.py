@@ -14,7 +14,7 @@ from vae_core.linear import PCA, PPCA, FactorAnalysis
 
 DATA = {name: getattr(datasets, f"load_{name}")().data for name in ("digits", "iris", "wine")}
 EVERYWHERE = pytest.mark.parametrize(("name", "d"), [("digits", 1), ("digits", 10), ("iris", 2), ("wine", 3)])
-may_stop_early = pytest.mark.filterwarnings("ignore::vae_core.linear_gaussian.ConvergenceWarning")
+may_stop_early = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
 def standardised(name: str) -> np.ndarray:

@@ -6,6 +6,8 @@ Where things are (a file imports only from files above it):
 `runtime`            device, seeds, ranks; how stored images become a batch
 `distributions`      Gaussians, their KL divergences, the density of a reparameterized draw
 `data`               `load(name)`: digits, MNIST, Fashion-MNIST, CIFAR-10, SVHN
+`_estimator`         linear models as scikit-learn estimators: tables in and out, parameters
+`_missing`           rows of which a part is observed, and EM's step for them
 `linear_gaussian`    what the linear models share
 `linear`             `PCA`, `PPCA`, `FactorAnalysis`, exactly
 `exact`              `QuadratureModel`: nonlinear models with one latent number, exactly

@@ -43,13 +43,19 @@ def read_table(
         array = validate_data(model, array, reset=fit, ensure_min_samples=2 if fit else 1, **options)
     writable = torch.as_tensor(np.require(array, requirements=["C", "W"]))
     table = X.to("cpu", torch.float64) if isinstance(X, Tensor) else writable
+    if not table.sum().isfinite():  # much faster than to ask every entry
+        _refuse_infinite(table, missing, name)
+    return table
+
+
+def _refuse_infinite(table: Float64[Tensor, "n p"], missing: bool, name: str) -> None:
+    """Raise ValueError for infinities, and for NaN unless it is allowed."""
     count = int((table.isinf() if missing else ~table.isfinite()).sum())
     if count and missing:
         raise ValueError(f"{name} must be finite, or NaN where a value is missing, got {count} values that are inf")
     if count:
         text = f"{name} must be finite, got {count} values that are NaN (or masked) or infinite"
         raise ValueError(text + "; PPCA(method='em') and FactorAnalysis can be fitted to data with NaN as missing")
-    return table
 
 
 def _as_array(X: Any, name: str) -> Any:

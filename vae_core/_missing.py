@@ -26,6 +26,11 @@ class Imputation(NamedTuple):
     variance: Any
 
 
+def has_nan(X: Float64[Tensor, "n p"]) -> bool:
+    """Return whether an entry of finite X is NaN; the sum is, and takes a fifth of the time of `isnan`."""
+    return bool(X.sum().isnan()) and bool(X.isnan().any())
+
+
 class Rows(NamedTuple):
     """Data, and the patterns of what is observed in a row."""
 
@@ -36,9 +41,9 @@ class Rows(NamedTuple):
     @classmethod
     def of(cls, X: Float64[Tensor, "n p"]) -> Self:
         """Group rows with NaN where a value is missing."""
-        missing = X.isnan()
-        if not missing.any():
+        if not has_nan(X):
             return cls(X, torch.ones_like(X[:1]), torch.zeros(len(X), dtype=torch.int64))
+        missing = X.isnan()
         observed, pattern = torch.unique(~missing, dim=0, return_inverse=True)
         return cls(X.masked_fill(missing, 0.0), observed.double(), pattern)
 

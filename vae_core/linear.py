@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float64
+from sklearn.exceptions import ConvergenceWarning as ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from vae_core.linear_gaussian import (
     initial_loadings,
     log_normal,
     principal_axes,
+    sum_of_squares,
 )
 
 
@@ -82,7 +84,7 @@ class PCA(LinearModel):
             basis = self._subspace(Covariance(centred), d)
             values, rotation = principal_axes(centred @ basis)
             vectors = basis @ rotation
-        total = centred.square().sum() / len(X)
+        total = sum_of_squares(centred) / len(X)
         self.explained_variance_, self.components_ = values, fix_signs(vectors).T.contiguous()
         self.explained_variance_ratio_ = values / total if total > 0 else torch.zeros_like(values)
         return self

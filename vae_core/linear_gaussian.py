@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
 from vae_core._estimator import LinearModel, like, whole_number
-from vae_core._missing import Conditional, Imputation, Rows, regress
+from vae_core._missing import Conditional, Imputation, Rows, has_nan, regress
 from vae_core.distributions import kl_divergence, standard_normal
 
 FLOOR = 1e-12  # the least noise variance of a column, so that a constant column has a density
@@ -22,13 +22,19 @@ Step = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 
 def centre(X: Float64[Tensor, "n p"]) -> tuple[Float64[Tensor, " p"], Float64[Tensor, "n p"]]:
     """Return the mean of each column without NaN, and X − mean. Raise ValueError if squares leave float64."""
-    mean = X.nanmean(0)
+    missing = has_nan(X)
+    mean = X.nanmean(0) if missing else X.mean(0)
     centred = X - mean
-    total = centred.square().nansum().item()
+    total = sum_of_squares(centred[~X.isnan()] if missing else centred).item()
     if not math.isfinite(total) or 0 < total < 1e-290:
         text = f"X must have variances that float64 can hold, got squared deviations with the sum {total}"
         raise ValueError(f"{text}: divide X by the size of its values first")
     return mean, centred
+
+
+def sum_of_squares(X: Tensor) -> Tensor:
+    """Return the sum of the squares of all entries, without room for the squares."""
+    return torch.dot(X.flatten(), X.flatten())
 
 
 class Covariance:
@@ -102,7 +108,7 @@ class LinearGaussian(LinearModel):
         """Find W, μ and ψ; in complete data, μ is the mean, and the covariance is all that EM needs."""
         self.mean_, centred = centre(X)
         start: tuple[Tensor, ...]
-        if centred.isnan().any():
+        if has_nan(centred):
             variance, step = self._incomplete(centred)
             start = (*self._start(variance, d), torch.zeros_like(self.mean_))
         else:
