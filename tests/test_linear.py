@@ -12,14 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vae_core.linear import PCA, PPCA, FactorAnalysis
 
-DATA = {name: getattr(datasets, f"load_{name}")().data for name in ("digits", "iris", "wine")}
+DATA = {name: torch.as_tensor(getattr(datasets, f"load_{name}")().data) for name in ("digits", "iris", "wine")}
 EVERYWHERE = pytest.mark.parametrize(("name", "d"), [("digits", 1), ("digits", 10), ("iris", 2), ("wine", 3)])
 may_stop_early = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
-def standardised(name: str) -> np.ndarray:
+def standardised(name: str) -> torch.Tensor:
     X = DATA[name][:, DATA[name].std(0) > 0]
-    return (X - X.mean(0)) / X.std(0)
+    return (X - X.mean(0)) / X.std(0, correction=0)
 
 
 def covariance(X) -> torch.Tensor:
@@ -95,7 +95,7 @@ def test_pca_is_that_of_scikit_learn(name, d):
     np.testing.assert_allclose(ours.components_, theirs.components_, atol=1e-8)
     np.testing.assert_allclose(ours.explained_variance_, theirs.explained_variance_ * (len(X) - 1) / len(X), rtol=1e-9)
     np.testing.assert_allclose(codes, theirs.transform(X), atol=1e-7)
-    np.testing.assert_allclose(ours.inverse_transform(codes), theirs.inverse_transform(codes.numpy()), atol=1e-9)
+    np.testing.assert_allclose(ours.inverse_transform(codes), theirs.inverse_transform(codes), atol=1e-9)
 
 
 @EVERYWHERE
@@ -187,13 +187,46 @@ def test_a_constant_column_adds_its_own_density_and_nothing_else(k):
 @may_stop_early
 @pytest.mark.parametrize("k", range(5))
 def test_arrays_tensors_lists_and_views_are_the_same_data(k):
-    X = DATA["digits"][:50, 20:24]
+    X = DATA["digits"][:50, 20:24].numpy()
     locked = X.copy()
     locked.flags.writeable = False
     expected = models(2)[k].fit(X).components_
-    for same in (torch.tensor(X), X.astype(np.float32), torch.tensor(X).float(), X.astype(int), X.tolist(), locked):
-        assert torch.equal(models(2)[k].fit(same).components_, expected)
-    assert torch.allclose(models(2)[k].fit(X[::-1]).mean_, torch.tensor(X.mean(0)), rtol=1e-12)
+    whole = (X.astype(kind) for kind in (np.float32, np.float16, np.longdouble, int, np.uint8, object))
+    tensors = (torch.tensor(X), torch.tensor(X).bfloat16(), torch.tensor(X).byte(), torch.tensor(X).requires_grad_())
+    others = (X.tolist(), locked, np.asfortranarray(X), np.ma.array(X, mask=False), list(torch.tensor(X)))
+    for same in (*whole, *tensors, *others):
+        assert np.array_equal(models(2)[k].fit(same).components_, expected)
+    np.testing.assert_allclose(models(2)[k].fit(X[::-1]).mean_, X.mean(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize(("n", "p"), [(500, 3), (60, 10), (8, 30)])
+def test_small_standard_deviations_are_those_of_scikit_learns_svd(n, p, rotated):
+    """The eigenvalues of XᵀX lose those below 1e-8 of the largest; the singular values of X do not."""
+    draws = np.random.default_rng(0)
+    X = draws.normal(size=(n, p)) * np.geomspace(1, 1e-9, p)
+    X = X @ np.linalg.qr(draws.normal(size=(p, p)))[0] if rotated else X
+    d = min(n - 1, p)
+    theirs = scikit.PCA(d, svd_solver="full").fit(X)
+    ours = PCA(d).fit(X)
+    np.testing.assert_allclose(ours.explained_variance_ * n / (n - 1), theirs.explained_variance_, rtol=2e-6)
+    np.testing.assert_allclose(ours.components_[0], theirs.components_[0], atol=1e-12)
+
+
+def test_columns_of_very_different_size_keep_their_own_standard_deviations():
+    """FINDINGS F16: standard deviations 1, 1e-4, 1e-9, of which the last was returned as 0."""
+    Q = torch.linalg.qr(torch.randn(100, 4)).Q
+    X = torch.linalg.qr(Q - Q.mean(0)).Q[:, :3] * torch.tensor([1.0, 1e-4, 1e-9]) * 10
+    assert torch.allclose(PCA(3).fit(X).explained_variance_.sqrt(), torch.tensor([1.0, 1e-4, 1e-9]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("method", ["svd", "em"])
+def test_the_ratios_of_variance_are_those_of_scikit_learn_and_sum_to_one(method):
+    X = DATA["wine"]
+    ratios = PCA(3, method).fit(X).explained_variance_ratio_
+    np.testing.assert_allclose(ratios, scikit.PCA(3).fit(X).explained_variance_ratio_, rtol=1e-6)
+    assert PCA().fit(X).explained_variance_ratio_.sum().item() == pytest.approx(1)
+    assert PCA(2).fit(np.ones((4, 3))).explained_variance_ratio_.tolist() == [0, 0]
 
 
 class Largest(TorchDispatchMode):
@@ -217,5 +250,5 @@ def test_nothing_larger_than_the_data_is_ever_formed(k, shape):
     with Largest() as largest:
         model.fit(X).transform(X)
         if k > 1:
-            model.score_samples(X)
+            model.score_samples(X), model.impute(X)
     assert largest.numel == X.numel()

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,8 +17,13 @@ from torch import Tensor
 
 
 def like(result: Tensor, X: Any) -> Any:
-    """Return the result as a tensor if X is one, and as an array otherwise."""
-    return result if isinstance(X, Tensor) else result.numpy()
+    """Return the result as a tensor if X is one, and as an array (a NumPy number, if it has no axes) otherwise."""
+    return result if isinstance(X, Tensor) else result.numpy()[()]
+
+
+def as_tensor(values: Any) -> Tensor:
+    """Return a tensor as it is, and numbers as a float64 tensor that may share their memory."""
+    return values if isinstance(values, Tensor) else torch.as_tensor(np.require(values, np.float64, ["C", "W"]))
 
 
 def read_table(
@@ -41,8 +46,7 @@ def read_table(
         array = check_array(array, input_name=name, **options)
     else:
         array = validate_data(model, array, reset=fit, ensure_min_samples=2 if fit else 1, **options)
-    writable = torch.as_tensor(np.require(array, requirements=["C", "W"]))
-    table = X.to("cpu", torch.float64) if isinstance(X, Tensor) else writable
+    table = X.to("cpu", torch.float64) if isinstance(X, Tensor) else as_tensor(array)
     if not table.sum().isfinite():  # much faster than to ask every entry
         _refuse_infinite(table, missing, name)
     return table
@@ -94,13 +98,12 @@ class LinearModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     method: str
     tol: float
     max_iter: int
-    mean_: Float64[Tensor, " p"]
-    components_: Float64[Tensor, "d p"]
+    mean_: Any  # (p,), a tensor or an array, as is every attribute
+    components_: Any  # (d, p)
     n_iter_: int  # steps of EM; 1 for a closed form
 
     _methods: tuple[str, ...] = ()  # what `method` may be
     _spare_columns, _spare_rows = 0, 0  # columns that must be left to the noise, and rows that None leaves to it
-    _given_arrays = False  # whether `fit` was given something other than a tensor
 
     def _read_for_fit(self, X: Any, missing: bool = False) -> tuple[Float64[Tensor, "n p"], int]:
         """Return the data and the number of components. Raise ValueError for a parameter that cannot be used."""
@@ -110,7 +113,6 @@ class LinearModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             raise ValueError(f"tol must be a number, got {self.tol!r}")
         whole_number("max_iter", self.max_iter, 0)
         table = read_table(X, missing, model=self, fit=True).detach()
-        self._given_arrays = not isinstance(X, Tensor)
         return table, self._number_of_components(*table.shape)
 
     def _number_of_components(self, n: int, p: int) -> int:
@@ -125,10 +127,24 @@ class LinearModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     def _read(self, X: Any, missing: bool = False) -> Float64[Tensor, "n p"]:
         """Return data for the fitted model."""
         check_is_fitted(self)
-        table, p = read_table(X, missing, model=self), self.mean_.numel()
+        table, p = read_table(X, missing, model=self), len(self.mean_)
         if table.shape[1] != p:  # `fit` was not called: somebody set the parameters
             raise ValueError(f"X has {table.shape[1]} features, but {type(self).__name__} is expecting {p} features")
         return table
+
+    def _keep(self, X: Any, **fitted: Tensor) -> Self:
+        """Set attributes, tensors if X is one and arrays otherwise."""
+        for name, value in fitted.items():
+            setattr(self, name, like(value, X))
+        return self
+
+    @property
+    def _mean(self) -> Float64[Tensor, " p"]:
+        return as_tensor(self.mean_)
+
+    @property
+    def _W(self) -> Float64[Tensor, "p d"]:
+        return as_tensor(self.components_).T
 
     @property
     def _n_features_out(self) -> int:

@@ -8,8 +8,8 @@ One generative model, three kinds of noise:
 its names: `fit`, `transform`, `score_samples`, `score`, `sample`, `get_covariance`, `n_components`, `mean_` (p,),
 `components_` (d, p), `noise_variance_`, `n_iter_`. They work in pipelines and with `clone` and `cross_val_score`.
 
-X is a tensor, an array, a list or a data frame, (n, p). A method that is given a tensor returns a tensor, and an array
-otherwise. `get_covariance`, `get_precision` and `sample` follow the X of `fit`. Attributes are tensors on the CPU.
+X is a tensor, an array, a list or a data frame, (n, p). A method that is given a tensor returns a tensor (on the CPU),
+and an array otherwise; attributes, `get_covariance`, `get_precision` and `sample` follow the X of `fit`.
 
 PPCA(method="em") and FactorAnalysis can be fitted to data with NaN (or masked entries) as missing values. A fitted PPCA
 or FactorAnalysis takes them in `transform`, `posterior`, `score_samples`, `score`, `impute` and `elbo`.
@@ -63,8 +63,8 @@ class PCA(LinearModel):
     Source: Chen §2.1; lecture notes §1.1; Roweis (1998).
     """
 
-    explained_variance_: Float64[Tensor, " d"]
-    explained_variance_ratio_: Float64[Tensor, " d"]
+    explained_variance_: Any
+    explained_variance_ratio_: Any
 
     _methods = ("svd", "em")
 
@@ -75,8 +75,8 @@ class PCA(LinearModel):
 
     def fit(self, X: Any, y: object = None) -> Self:
         """Find mean, components and their variances. `y` is ignored, as in scikit-learn."""
-        X, d = self._read_for_fit(X)
-        self.mean_, centred = centre(X)
+        table, d = self._read_for_fit(X)
+        mean, centred = centre(table)
         if self.method == "svd":
             self.n_iter_ = 1
             values, vectors = (part[..., :d] for part in principal_axes(centred))
@@ -84,10 +84,10 @@ class PCA(LinearModel):
             basis = self._subspace(Covariance(centred), d)
             values, rotation = principal_axes(centred @ basis)
             vectors = basis @ rotation
-        total = sum_of_squares(centred) / len(X)
-        self.explained_variance_, self.components_ = values, fix_signs(vectors).T.contiguous()
-        self.explained_variance_ratio_ = values / total if total > 0 else torch.zeros_like(values)
-        return self
+        total = sum_of_squares(centred) / len(table)
+        ratios = values / total if total > 0 else torch.zeros_like(values)
+        self._keep(X, explained_variance_=values, explained_variance_ratio_=ratios)
+        return self._keep(X, mean_=mean, components_=fix_signs(vectors).T.contiguous())
 
     def _subspace(self, S: Covariance, d: int) -> Float64[Tensor, "p d"]:
         """Return an orthonormal basis of the leading subspace, by Roweis' EM."""
@@ -107,7 +107,7 @@ class PCA(LinearModel):
 
     def transform(self, X: Any) -> Any:
         """Return the codes z = Uᵀ(x − x̄), (n, d)."""
-        return like((self._read(X) - self.mean_) @ self.components_.T, X)
+        return like((self._read(X) - self._mean) @ self._W, X)
 
     def inverse_transform(self, Z: Any) -> Any:
         """Return the points x̄ + U z of the subspace, (n, p)."""
@@ -115,7 +115,7 @@ class PCA(LinearModel):
         codes, d = read_table(Z, name="Z"), len(self.components_)
         if codes.shape[1] != d:
             raise ValueError(f"Z must have {d} columns, one for each component, got {codes.shape[1]}")
-        return like(codes @ self.components_ + self.mean_, Z)
+        return like(codes @ self._W.T + self._mean, Z)
 
 
 class PPCA(LinearGaussian):
@@ -158,19 +158,18 @@ class PPCA(LinearGaussian):
 
     def fit(self, X: Any, y: object = None) -> Self:
         """Find W, μ and σ². `y` is ignored."""
-        X, d = self._read_for_fit(X, missing=self.method == "em")
+        table, d = self._read_for_fit(X, missing=self.method == "em")
         if self.method == "em":
-            return self._fit_by_em(X, d)
-        self.mean_, centred = centre(X)
+            return self._fit_by_em(X, table, d)
+        mean, centred = centre(table)
         S = Covariance(centred)
         (values, vectors), total = S.eigen(), S.diagonal.sum()
         sigma2 = (total - values[:d].sum()) / (S.p - d)
         self._refuse_zero(sigma2, total)
         W = fix_signs(vectors[:, :d]) * (values[:d] - sigma2).clamp(min=0).sqrt()
-        self.components_, self.noise_variance_, self.n_iter_ = W.T.contiguous(), sigma2, 1
         log_det = values[:d].log().sum() + (S.p - d) * sigma2.log()
-        self.log_likelihoods_ = [log_normal(S.p, log_det, S.p).item()]
-        return self
+        self.log_likelihoods_, self.n_iter_ = [log_normal(S.p, log_det, S.p).item()], 1
+        return self._keep(X, mean_=mean, components_=W.T.contiguous(), noise_variance_=sigma2)
 
     def _start(self, variance: Float64[Tensor, " p"], d: int) -> tuple[Tensor, Tensor]:
         level = variance.mean()
@@ -223,7 +222,7 @@ class FactorAnalysis(LinearGaussian):
 
     def fit(self, X: Any, y: object = None) -> Self:
         """Find W, μ and ψ. `y` is ignored."""
-        return self._fit_by_em(*self._read_for_fit(X, missing=True))
+        return self._fit_by_em(X, *self._read_for_fit(X, missing=True))
 
     def _start(self, variance: Float64[Tensor, " p"], d: int) -> tuple[Tensor, Tensor]:
         psi = variance.clamp(min=FLOOR)

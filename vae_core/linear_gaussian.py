@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from vae_core._estimator import LinearModel, like, whole_number
+from vae_core._estimator import LinearModel, as_tensor, like, whole_number
 from vae_core._missing import Conditional, Imputation, Rows, has_nan, regress
 from vae_core.distributions import kl_divergence, standard_normal
 
@@ -88,7 +88,7 @@ class LinearGaussian(LinearModel):
     Data may hold NaN for missing values: x then stands for the observed part of a row.
     """
 
-    noise_variance_: Float64[Tensor, "..."]  # () or (p,)
+    noise_variance_: Any  # () or (p,)
     log_likelihoods_: list[float]  # the mean log p(x) before the first step of EM and after each, nats
 
     _spare_rows = 2
@@ -104,20 +104,19 @@ class LinearGaussian(LinearModel):
         """Return the mean log p(x), nats, and the W and ψ after a step of EM."""
         raise NotImplementedError
 
-    def _fit_by_em(self, X: Float64[Tensor, "n p"], d: int) -> Self:
+    def _fit_by_em(self, X: Any, table: Float64[Tensor, "n p"], d: int) -> Self:
         """Find W, μ and ψ; in complete data, μ is the mean, and the covariance is all that EM needs."""
-        self.mean_, centred = centre(X)
+        mean, centred = centre(table)
         start: tuple[Tensor, ...]
         if has_nan(centred):
             variance, step = self._incomplete(centred)
-            start = (*self._start(variance, d), torch.zeros_like(self.mean_))
+            start = (*self._start(variance, d), torch.zeros_like(mean))
         else:
             S = Covariance(centred)
             self._refuse_subspace(S, d)
             step, start = partial(self._step, S), self._start(S.diagonal, d)
-        W, self.noise_variance_, *shift = self._run_em(step, start)
-        self.components_, self.mean_ = W.T.contiguous(), sum(shift, self.mean_)
-        return self
+        W, psi, *shift = self._run_em(step, start)
+        return self._keep(X, mean_=sum(shift, mean), components_=W.T.contiguous(), noise_variance_=psi)
 
     def _incomplete(self, centred: Float64[Tensor, "n p"]) -> tuple[Float64[Tensor, " p"], Step]:
         """Return the variances of the observed values of each column, and EM's step for W, ψ and the shift of μ."""
@@ -177,12 +176,12 @@ class LinearGaussian(LinearModel):
 
     @property
     def _noise(self) -> Float64[Tensor, " p"]:
-        return self.noise_variance_.expand(self.mean_.numel())
+        return as_tensor(self.noise_variance_).expand(len(self.mean_))
 
     def _condition(self, X: Any) -> tuple[Rows, Conditional]:
         """Return x − μ and p(z|x)."""
-        centred = Rows.of(self._read(X, missing=True) - self.mean_)
-        return centred, Conditional(centred, self.components_.T, self._noise)
+        centred = Rows.of(self._read(X, missing=True) - self._mean)
+        return centred, Conditional(centred, self._W, self._noise)
 
     def posterior(self, X: Any) -> MultivariateNormal:
         r"""Return p(z|x), exactly: batch (n,), event (d,). It is the prior for a row in which nothing is observed.
@@ -217,35 +216,31 @@ class LinearGaussian(LinearModel):
             `mean` and `variance`, both (n, p). An observed value is its own mean, with variance 0.
         """
         table, (rows, given) = self._read(X, missing=True), self._condition(X)
-        covariance, W = given.covariance(), self.components_
-        spread = torch.stack([(covariance[:, k] @ W) * w for k, w in enumerate(W)]).sum(0)  # wᵀM⁻¹w, (patterns, p)
-        mean = torch.where(table.isnan(), given.mean() @ W + self.mean_, table)
+        covariance, W = given.covariance(), self._W
+        spread = torch.stack([(covariance[:, k] @ W.T) * w for k, w in enumerate(W.T)]).sum(0)  # wᵀM⁻¹w, (patterns, p)
+        mean = torch.where(table.isnan(), given.mean() @ W.T + self._mean, table)
         variance = torch.where(table.isnan(), rows.per_row(spread) + self._noise, 0.0)
         return Imputation(like(mean, X), like(variance, X))
 
     def get_covariance(self) -> Any:
-        """Return the covariance of x, WWᵀ + Ψ, (p, p), as an array if the model was fitted to one."""
+        """Return the covariance of x, WWᵀ + Ψ, (p, p)."""
         check_is_fitted(self)
-        return self._like_fit(self.components_.T @ self.components_ + self._noise.diag())
+        return like(self._W @ self._W.T + self._noise.diag(), self.components_)
 
     def get_precision(self) -> Any:
-        """Return its inverse, Ψ⁻¹ − Ψ⁻¹WM⁻¹WᵀΨ⁻¹, (p, p), as an array if the model was fitted to one."""
+        """Return its inverse, Ψ⁻¹ − Ψ⁻¹WM⁻¹WᵀΨ⁻¹, (p, p)."""
         check_is_fitted(self)
-        complete = Rows.of(torch.zeros_like(self.mean_)[None])
-        factor = Conditional(complete, self.components_.T, self._noise).factor[0]
-        half = torch.linalg.solve_triangular(factor, self.components_ / self._noise, upper=False)
-        return self._like_fit((1 / self._noise).diag() - half.T @ half)
+        complete = Rows.of(torch.zeros_like(self._mean)[None])
+        factor = Conditional(complete, self._W, self._noise).factor[0]
+        half = torch.linalg.solve_triangular(factor, self._W.T / self._noise, upper=False)
+        return like((1 / self._noise).diag() - half.T @ half, self.components_)
 
     def sample(self, n_samples: int = 1, seed: int = 0) -> Any:
-        """Return ancestral samples, z ~ N(0, I), then x ~ N(Wz + μ, Ψ); (n_samples, p), an array if fitted to one."""
+        """Return ancestral samples, z ~ N(0, I), then x ~ N(Wz + μ, Ψ); (n_samples, p)."""
         check_is_fitted(self)
         n, draws = whole_number("n_samples", n_samples, 1), torch.Generator().manual_seed(whole_number("seed", seed, 0))
-        z = torch.randn(n, len(self.components_), generator=draws, dtype=torch.float64)
-        noise = torch.randn(n, self.mean_.numel(), generator=draws, dtype=torch.float64)
-        return self._like_fit(z @ self.components_ + self.mean_ + noise * self._noise.sqrt())
-
-    def _like_fit(self, result: Tensor) -> Any:
-        return result.numpy() if self._given_arrays else result
+        z, noise = (torch.randn(n, k, generator=draws, dtype=torch.float64) for k in self._W.T.shape)
+        return like(z @ self._W.T + self._mean + noise * self._noise.sqrt(), self.components_)
 
     def elbo(self, X: Any, q: Distribution) -> Any:
         r"""Return the ELBO of each row for any Gaussian q(z), batch (n,), event (d,); (n,), nats, exactly.
@@ -256,7 +251,7 @@ class LinearGaussian(LinearModel):
         kl = kl_divergence(q, standard_normal(len(self.components_), like=q.mean)).double()
         covariance = q.covariance_matrix if isinstance(q, MultivariateNormal) else torch.diag_embed(q.variance)
         observed = rows.per_row(rows.observed)
-        residual = (rows.values - observed * (q.mean.double() @ self.components_)).square() / self._noise
+        residual = (rows.values - observed * (q.mean.double() @ self._W.T)).square() / self._noise
         spread = (rows.per_row(given.gain) * covariance.double()).sum((-2, -1))  # trace(WᵀΨ⁻¹W Σ)
         log_det = (observed * self._noise.log()).sum(1)
         expected = -0.5 * (observed.sum(1) * math.log(2 * math.pi) + log_det + residual.sum(1) + spread)
