@@ -8,6 +8,7 @@ from sklearn.exceptions import NotFittedError
 from test_linear import DATA, models, standardised
 
 from vae_core.linear import PCA, PPCA, ConvergenceWarning, FactorAnalysis
+from vae_core.linear_gaussian import LinearGaussian
 
 SHAPES = [
     (torch.zeros(5), "Expected 2D array, got 1D array"),
@@ -171,6 +172,27 @@ def test_a_model_that_is_not_fitted_says_so_as_scikit_learns_do(k):
     for ask in asked:
         with pytest.raises(NotFittedError, match=f"This {type(model).__name__} instance is not fitted yet"):
             ask()
+
+
+@pytest.mark.parametrize("k", range(5))
+def test_a_fit_that_failed_leaves_no_model_and_a_refit_that_failed_leaves_the_model(k):
+    model, X = models(99)[k], DATA["iris"]
+    with pytest.raises(ValueError, match="n_components must be"):
+        model.fit(X)
+    with pytest.raises(NotFittedError):
+        model.transform(X)
+    before = model.set_params(n_components=2, tol=1e-3).fit(X).transform(X)
+    for change in (dict(n_components=99), dict(tol=None), dict(max_iter=-1)):
+        with pytest.raises(ValueError, match="must be"):
+            model.set_params(**change).fit(X)
+        assert torch.equal(model.set_params(n_components=2, tol=1e-3, max_iter=9).transform(X), before)
+
+
+def test_what_only_holds_parameters_cannot_be_fitted():
+    with pytest.raises(NotImplementedError, match="fit a PPCA or a FactorAnalysis"):
+        LinearGaussian(1).fit(DATA["iris"])
+    with pytest.raises(NotFittedError):
+        LinearGaussian(1).score(DATA["iris"])
 
 
 @pytest.mark.parametrize("k", range(5))

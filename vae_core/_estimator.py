@@ -132,6 +132,10 @@ class LinearModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             raise ValueError(f"X has {table.shape[1]} features, but {type(self).__name__} is expecting {p} features")
         return table
 
+    def __sklearn_is_fitted__(self) -> bool:
+        """Whether there are parameters, fitted or set; `n_features_in_` is there after a `fit` that failed, too."""
+        return hasattr(self, "components_")
+
     def _keep(self, X: Any, **fitted: Tensor) -> Self:
         """Set attributes, tensors if X is one and arrays otherwise."""
         for name, value in fitted.items():

@@ -96,6 +96,10 @@ class LinearGaussian(LinearModel):
     def __init__(self, n_components: int | None = None, tol: float = 1e-8, max_iter: int = 1000) -> None:
         self.n_components, self.tol, self.max_iter = n_components, tol, max_iter
 
+    def fit(self, X: Any, y: object = None) -> Self:
+        """Raise an error: the parameters of a `LinearGaussian` itself are set by hand."""
+        raise NotImplementedError("LinearGaussian has no fit: set its parameters, or fit a PPCA or a FactorAnalysis")
+
     def _start(self, variance: Float64[Tensor, " p"], d: int) -> tuple[Tensor, Tensor]:
         """Return the W and ψ that EM starts from, for columns of these variances."""
         raise NotImplementedError
