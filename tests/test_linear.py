@@ -229,6 +229,22 @@ def test_the_ratios_of_variance_are_those_of_scikit_learn_and_sum_to_one(method)
     assert PCA(2).fit(np.ones((4, 3))).explained_variance_ratio_.tolist() == [0, 0]
 
 
+@may_stop_early
+@pytest.mark.parametrize("k", range(5))
+def test_the_state_of_torch_around_a_fit_does_not_matter(k):
+    X = DATA["wine"].float()
+    expected = models(2)[k].fit(X)
+    states = [torch.inference_mode(), torch.no_grad(), torch.device("meta"), torch.autocast("cpu", torch.bfloat16)]
+    torch.set_default_dtype(torch.float16)
+    for state in states:
+        with state:
+            model = models(2)[k].fit(X)
+            assert np.array_equal(model.transform(X), expected.transform(X))
+            assert k < 2 or np.array_equal(model.impute(X.clone().fill_(np.nan)), expected.impute(X * np.nan))
+            assert k < 2 or np.array_equal(model.sample(3), expected.sample(3))
+        assert model.components_.dtype == torch.float64
+
+
 class Largest(TorchDispatchMode):
     """The size of the largest tensor that any operation returns."""
 

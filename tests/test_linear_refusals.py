@@ -7,6 +7,7 @@ from scipy import sparse
 from sklearn.exceptions import NotFittedError
 from test_linear import DATA, models, standardised
 
+from vae_core.distributions import standard_normal
 from vae_core.linear import PCA, PPCA, ConvergenceWarning, FactorAnalysis
 from vae_core.linear_gaussian import LinearGaussian
 
@@ -33,7 +34,7 @@ CONTAINERS = [  # what a conversion to float64 would change without a word
     (torch.ones(4, 3) * 1j, ValueError, "Complex data not supported"),
     (np.ma.array(np.ones((4, 3)) * 1j, mask=True), ValueError, "Complex data not supported"),
     ([[1j, 2], [3, 4]], ValueError, "Complex data not supported"),
-    (np.array([[1j, 2], [3, 4]], object), TypeError, "argument must be a string or a real number, not 'complex'"),
+    (np.array([[1j, 2], [3, 4]], object), TypeError, "X must be rows of real numbers, .* not 'complex'"),
     (np.array([["1", "2"], ["3", "4"]]), ValueError, "X must hold numbers, got dtype <U1"),
     (np.array([[b"1", b"2"], [b"3", b"4"]]), ValueError, r"X must hold numbers, got dtype \|S1"),
     (np.array([["2020-01-01", "2021-01-01"]] * 3, "M8[D]"), ValueError, r"X must hold numbers, got dtype datetime64"),
@@ -41,8 +42,14 @@ CONTAINERS = [  # what a conversion to float64 would change without a word
     (np.array([[(1, 2.0)]], "i4,f8"), ValueError, "X must hold numbers, got dtype"),
     (sparse.csr_matrix(np.eye(4)), TypeError, "Sparse data was passed"),
     (sparse.coo_array(np.eye(4)), TypeError, "Sparse data was passed"),
-    (torch.eye(4).to_sparse(), TypeError, r"X must be dense, got a tensor of layout torch.sparse_coo: .*to_dense\(\)"),
-    ({"a": [1, 2]}, TypeError, "argument must be a string or a real number, not 'dict'"),
+    (torch.eye(4).to_sparse(), TypeError, r"X must be an ordinary dense tensor, .*torch.sparse_coo.* X.to_dense\(\)"),
+    (torch.empty(4, 2, device="meta"), TypeError, "X must be an ordinary dense tensor, .* device meta"),
+    (torch.ones(4, 2, dtype=torch.complex128).conj(), ValueError, "X must hold real numbers, got dtype complex128"),
+    ([[1, 2], [3]], ValueError, "X must be rows of real numbers, each as long as the others"),
+    ([[10**400, 2], [3, 4]], ValueError, "X must be rows of real numbers, .*too large"),
+    (np.array([["a", 1], ["b", 2]], object), ValueError, "X must be rows of real numbers, .*could not convert string"),
+    ((row for row in [[1, 2], [3, 4]]), TypeError, "X must be rows of real numbers, .* not 'generator'"),
+    ({"a": [1, 2]}, TypeError, "X must be rows of real numbers, .* not 'dict'"),
 ]
 TOO_LARGE_OR_SMALL = [(1e200, "inf"), (1e300, "inf"), (1e-160, "e-3")]
 
@@ -117,6 +124,21 @@ def test_parameters_are_checked_by_fit_alone(k, name, value, message):
 def test_the_number_of_samples_is_an_integer_of_one_or_more(value):
     with pytest.raises(ValueError, match="n_samples must be an integer of 1 or more, got"):
         PPCA(1).fit(DATA["iris"]).sample(value)
+
+
+@pytest.mark.parametrize("value", [-1, 2**63, 1.5, "a", None])
+def test_a_seed_is_an_integer_that_torch_takes(value):
+    with pytest.raises(ValueError, match="seed must be an integer from 0 to 9223372036854775807, got"):
+        PPCA(1).fit(DATA["iris"]).sample(2, seed=value)
+
+
+def test_q_must_be_a_gaussian_for_each_row():
+    model = PPCA(1).fit(DATA["iris"])
+    with pytest.raises(ValueError, match=r"q must have batch shape \(150,\), .* got \(7,\)"):
+        model.elbo(DATA["iris"], standard_normal(1).expand((7,)))
+    for q in (None, torch.zeros(150, 1), "normal"):
+        with pytest.raises(TypeError, match="q must be a diagonal_normal or a MultivariateNormal, got"):
+            model.elbo(DATA["iris"], q)
 
 
 def test_two_points_are_enough_for_a_line():

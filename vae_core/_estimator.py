@@ -23,7 +23,7 @@ def like(result: Tensor, X: Any) -> Any:
 
 def as_tensor(values: Any) -> Tensor:
     """Return a tensor as it is, and numbers as a float64 tensor that may share their memory."""
-    return values if isinstance(values, Tensor) else torch.as_tensor(np.require(values, np.float64, ["C", "W"]))
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, np.float64, ["C", "W"]))
 
 
 def read_table(
@@ -65,21 +65,39 @@ def _refuse_infinite(table: Float64[Tensor, "n p"], missing: bool, name: str) ->
 def _as_array(X: Any, name: str) -> Any:
     """Return X as scikit-learn reads it. Raise an error where a conversion to float64 would drop or bend something."""
     if isinstance(X, Tensor):
-        if X.layout is not torch.strided:
-            raise TypeError(f"{name} must be dense, got a tensor of layout {X.layout}: give {name}.to_dense()")
-        X = X.detach().to("cpu", torch.complex128 if X.is_complex() else torch.float64).numpy()
-    elif np.ma.isMaskedArray(X) or (isinstance(X, Sequence) and any(map(np.ma.isMaskedArray, X))):
-        X = np.ma.array(X)
-        X = X.astype(np.float64).filled(np.nan) if X.dtype.kind in "biuf" else X.filled()
+        return _tensor_as_array(X, name)
     if sparse.issparse(X):
         return X  # scikit-learn refuses it
-    values = np.asarray(X)
+    if np.ma.isMaskedArray(X) or (isinstance(X, Sequence) and any(map(np.ma.isMaskedArray, X))):
+        X = np.ma.array(X)
+        X = X.astype(object if X.dtype.kind == "O" else np.float64).filled(np.nan) if X.dtype.kind in "biufO" else X
+    try:
+        values = np.asarray(X)
+        values = values.astype(np.float64) if values.dtype == object else values
+    except (TypeError, ValueError, OverflowError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} must be rows of real numbers, each as long as the others: {error}") from error
+    if values.dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: {name} must hold real numbers, got dtype {values.dtype}")
     if values.dtype.kind in "USVmM":
         raise ValueError(f"{name} must hold numbers, got dtype {values.dtype}: convert its columns to numbers first")
     if values.ndim > 2:
         shape = values.shape
         raise ValueError(f"{name} must have shape (n, p), got {shape}: give {name}.reshape({shape[0]}, -1)")
     return X if hasattr(X, "columns") else values  # a data frame keeps the names of its columns
+
+
+def _tensor_as_array(X: Tensor, name: str) -> Any:
+    """Return a tensor's numbers in an array, without a copy if they are float64 already."""
+    if X.layout is not torch.strided or X.is_nested or X.is_quantized or X.is_meta:
+        kind = f"layout {X.layout} and device {X.device}"
+        raise TypeError(
+            f"{name} must be an ordinary dense tensor, got {kind}: {name}.to_dense() makes a sparse one dense"
+        )
+    X = X.detach().cpu()
+    if X.is_complex():
+        return _as_array(X.resolve_conj().numpy(), name)
+    return _as_array(X.double().resolve_neg().numpy(), name)
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None, most_is: str = "") -> int:

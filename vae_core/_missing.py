@@ -42,7 +42,7 @@ class Rows(NamedTuple):
     def of(cls, X: Float64[Tensor, "n p"]) -> Self:
         """Group rows with NaN where a value is missing."""
         if not has_nan(X):
-            return cls(X, torch.ones_like(X[:1]), torch.zeros(len(X), dtype=torch.int64))
+            return cls(X, torch.ones_like(X[:1]), X.new_zeros(len(X), dtype=torch.int64))
         missing = X.isnan()
         observed, pattern = torch.unique(~missing, dim=0, return_inverse=True)
         return cls(X.masked_fill(missing, 0.0), observed.double(), pattern)
@@ -68,7 +68,7 @@ class Conditional:
     def __init__(self, centred: Rows, W: Float64[Tensor, "p d"], psi: Float64[Tensor, " p"]) -> None:
         self.rows, self.psi, scaled = centred, psi, W / psi[:, None]
         self.gain = torch.stack([centred.observed @ (scaled * w[:, None]) for w in W.T], -1)
-        self.factor = torch.linalg.cholesky(torch.eye(W.shape[1], dtype=W.dtype) + self.gain)
+        self.factor = torch.linalg.cholesky(torch.eye(W.shape[1], dtype=W.dtype, device=W.device) + self.gain)
         self.whitened = self._solve(self.factor, centred.values @ scaled, upper=False)
 
     def _solve(self, factor: Tensor, right: Float64[Tensor, "n d"], upper: bool) -> Float64[Tensor, "n d"]:

@@ -177,7 +177,7 @@ class PPCA(LinearGaussian):
 
     def _step(self, S: Covariance, W: Tensor, sigma2: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """W ← SW(σ²I + M⁻¹WᵀSW)⁻¹, σ² ← (tr S − tr(SWM⁻¹Wᵀ))/p, with M = WᵀW + σ²I = LLᵀ and the new W last."""
-        eye, total = torch.eye(W.shape[1], dtype=W.dtype), S.diagonal.sum()
+        eye, total = torch.eye(W.shape[1], dtype=W.dtype, device=W.device), S.diagonal.sum()
         self._refuse_zero(sigma2, total)
         factor = torch.linalg.cholesky(W.T @ W + sigma2 * eye)  # L
         half = torch.linalg.solve_triangular(factor, W.T, upper=False)  # L⁻¹Wᵀ
@@ -229,7 +229,7 @@ class FactorAnalysis(LinearGaussian):
         return initial_loadings(len(psi), d) * (psi / d).sqrt()[:, None], psi
 
     def _step(self, S: Covariance, W: Tensor, psi: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        eye, scaled = torch.eye(W.shape[1], dtype=W.dtype), W / psi[:, None]
+        eye, scaled = torch.eye(W.shape[1], dtype=W.dtype, device=W.device), W / psi[:, None]
         self._refuse_zero(psi, S.diagonal)
         factor = torch.linalg.cholesky(eye + W.T @ scaled)  # M = LLᵀ
         half = torch.linalg.solve_triangular(factor, scaled.T, upper=False)  # L⁻¹WᵀΨ⁻¹ = LᵀB

@@ -69,12 +69,17 @@ def principal_axes(centred: Float64[Tensor, "n p"]) -> tuple[Float64[Tensor, " k
 def fix_signs(columns: Float64[Tensor, "p d"]) -> Float64[Tensor, "p d"]:
     """Return each column times ±1, such that its entry of largest size is positive, as scikit-learn does."""
     rows = columns.T.clone(memory_format=torch.contiguous_format)  # svd_flip works in place
-    return torch.as_tensor(svd_flip(None, rows.numpy(), u_based_decision=False)[1]).T
+    return torch.from_numpy(svd_flip(None, rows.numpy(), u_based_decision=False)[1]).T
 
 
 def initial_loadings(p: int, d: int) -> Float64[Tensor, "p d"]:
     """Return standard normal numbers, always the same ones: the same data give the same fit."""
-    return torch.randn(p, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return standard_normals(torch.Generator().manual_seed(0), p, d)
+
+
+def standard_normals(draws: torch.Generator, *shape: int) -> Tensor:
+    """Return draws on the CPU, whatever the default device is."""
+    return torch.randn(shape, generator=draws, dtype=torch.float64, device="cpu")
 
 
 def log_normal(p: int, log_det: Tensor, distance: Tensor | float) -> Tensor:
@@ -242,8 +247,9 @@ class LinearGaussian(LinearModel):
     def sample(self, n_samples: int = 1, seed: int = 0) -> Any:
         """Return ancestral samples, z ~ N(0, I), then x ~ N(Wz + μ, Ψ); (n_samples, p)."""
         check_is_fitted(self)
-        n, draws = whole_number("n_samples", n_samples, 1), torch.Generator().manual_seed(whole_number("seed", seed, 0))
-        z, noise = (torch.randn(n, k, generator=draws, dtype=torch.float64) for k in self._W.T.shape)
+        n = whole_number("n_samples", n_samples, 1)
+        draws = torch.Generator().manual_seed(whole_number("seed", seed, 0, 2**63 - 1))
+        z, noise = (standard_normals(draws, n, size) for size in self._W.T.shape)
         return like(z @ self._W.T + self._mean + noise * self._noise.sqrt(), self.components_)
 
     def elbo(self, X: Any, q: Distribution) -> Any:
@@ -251,7 +257,12 @@ class LinearGaussian(LinearModel):
 
         .. math:: \mathbb E_q[\log p(x|z)] - \mathrm{KL}(q\|p(z)) = \log p(x) - \mathrm{KL}(q\|p(z|x))
         """
+        if not isinstance(q, Distribution):
+            raise TypeError(f"q must be a diagonal_normal or a MultivariateNormal, got {q!r}")
         rows, given = self._condition(X)
+        n, batch = len(rows.values), tuple(q.batch_shape)
+        if n > 1 and batch not in ((), (1,), (n,)):
+            raise ValueError(f"q must have batch shape ({n},), one Gaussian for each row of X, got {batch}")
         kl = kl_divergence(q, standard_normal(len(self.components_), like=q.mean)).double()
         covariance = q.covariance_matrix if isinstance(q, MultivariateNormal) else torch.diag_embed(q.variance)
         observed = rows.per_row(rows.observed)
