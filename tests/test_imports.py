@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "_estimator": set(),  # linear models as scikit-learn estimators
     "_missing": set(),  # rows of which a part is observed
     "linear_gaussian": {"distributions", "_estimator", "_missing"},  # what the models of `linear` share
-    "linear": {"linear_gaussian", "_estimator"},
+    "linear": {"linear_gaussian", "_estimator", "_missing"},
     "exact": {"distributions"},
     "pixels": set(),  # the laws of grey pixels behind `likelihoods`
     "likelihoods": {"pixels"},

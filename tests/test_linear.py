@@ -95,7 +95,7 @@ def test_pca_is_that_of_scikit_learn(name, d):
     np.testing.assert_allclose(ours.components_, theirs.components_, atol=1e-8)
     np.testing.assert_allclose(ours.explained_variance_, theirs.explained_variance_ * (len(X) - 1) / len(X), rtol=1e-9)
     np.testing.assert_allclose(codes, theirs.transform(X), atol=1e-7)
-    np.testing.assert_allclose(ours.inverse_transform(codes), theirs.inverse_transform(codes), atol=1e-9)
+    np.testing.assert_allclose(ours.inverse_transform(codes), theirs.inverse_transform(codes.numpy()), atol=1e-9)
 
 
 @EVERYWHERE

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+FLOOR = 1e-12  # the least noise variance of a column, so that a constant column has a density
+
 
 class Imputation(NamedTuple):
     """Conditional means and variances of all entries, (n, p): an observed entry is its own mean, with variance 0."""
@@ -54,6 +56,18 @@ class Rows(NamedTuple):
     def per_row(self, of_patterns: Float64[Tensor, "patterns ..."]) -> Float64[Tensor, "..."]:
         """Return what belongs to each row's pattern, (n, …), or (1, …) if there is a single pattern."""
         return of_patterns if len(of_patterns) == 1 else of_patterns[self.pattern]
+
+    def counts(self) -> Float64[Tensor, " p"]:
+        """Return in how many rows each column is observed. Raise ValueError if there is none for a column."""
+        counts = torch.bincount(self.pattern).double() @ self.observed
+        if not counts.all():
+            empty = (counts == 0).nonzero().flatten().tolist()
+            raise ValueError(f"X must have a value in every column, got none in columns {empty}: leave these out")
+        return counts
+
+    def variance(self) -> Float64[Tensor, " p"]:
+        """Return the mean squares of the observed values of each column."""
+        return self.values.square().sum(0) / self.counts()
 
 
 class Conditional:
@@ -119,3 +133,16 @@ def regress(rows: Rows, given: Conditional) -> tuple[Float64[Tensor, "p _"], Flo
     products = rows.values.T @ z
     solution = torch.linalg.solve(moments, products)
     return solution, rows.values.square().sum(0) - (solution * products).sum(1)
+
+
+def em_step(
+    rows: Rows, W: Float64[Tensor, "p d"], psi: Float64[Tensor, "..."], mean: Float64[Tensor, " p"]
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Return the mean log p(observed part), nats, and W, ψ and μ after a step of EM; a single ψ stays a single one."""
+    given = Conditional(rows.less(mean), W, psi.expand(len(mean)))
+    solution, residual = regress(rows, given)
+    if psi.dim():
+        psi = torch.where(rows.variance() > FLOOR, residual / rows.counts(), FLOOR)
+    else:
+        psi = residual.sum() / rows.counts().sum()
+    return given.log_prob().mean(), (solution[:, :-1], psi, solution[:, -1])

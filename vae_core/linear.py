@@ -24,8 +24,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from vae_core._estimator import LinearModel, like, read_table
+from vae_core._missing import FLOOR
 from vae_core.linear_gaussian import (
-    FLOOR,
     Covariance,
     LinearGaussian,
     centre,

@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
 from vae_core._estimator import LinearModel, as_tensor, like, whole_number
-from vae_core._missing import Conditional, Imputation, Rows, has_nan, regress
+from vae_core._missing import FLOOR, Conditional, Imputation, Rows, em_step, has_nan
 from vae_core.distributions import kl_divergence, standard_normal
 
-FLOOR = 1e-12  # the least noise variance of a column, so that a constant column has a density
 Step = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 
 
@@ -116,10 +115,14 @@ class LinearGaussian(LinearModel):
     def _fit_by_em(self, X: Any, table: Float64[Tensor, "n p"], d: int) -> Self:
         """Find W, μ and ψ; in complete data, μ is the mean, and the covariance is all that EM needs."""
         mean, centred = centre(table)
+        step: Step
         start: tuple[Tensor, ...]
         if has_nan(centred):
-            variance, step = self._incomplete(centred)
-            start = (*self._start(variance, d), torch.zeros_like(mean))
+            rows = Rows.of(centred)
+            step, start = (
+                partial(self._incomplete_step, rows),
+                (*self._start(rows.variance(), d), torch.zeros_like(mean)),
+            )
         else:
             S = Covariance(centred)
             self._refuse_subspace(S, d)
@@ -127,26 +130,11 @@ class LinearGaussian(LinearModel):
         W, psi, *shift = self._run_em(step, start)
         return self._keep(X, mean_=sum(shift, mean), components_=W.T.contiguous(), noise_variance_=psi)
 
-    def _incomplete(self, centred: Float64[Tensor, "n p"]) -> tuple[Float64[Tensor, " p"], Step]:
-        """Return the variances of the observed values of each column, and EM's step for W, ψ and the shift of μ."""
-        counts = (~centred.isnan()).sum(0)
-        if not counts.all():
-            empty = (counts == 0).nonzero().flatten().tolist()
-            raise ValueError(f"X must have a value in every column, got none in columns {empty}: leave these out")
-        rows = Rows.of(centred)
-        variance = rows.values.square().sum(0) / counts
-
-        def step(W: Tensor, psi: Tensor, shift: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            self._refuse_zero(psi, variance if psi.dim() else variance.sum())
-            given = Conditional(rows.less(shift), W, psi.expand(len(shift)))
-            solution, residual = regress(rows, given)
-            if psi.dim():  # factor analysis
-                psi = torch.where(variance > FLOOR, residual / counts, FLOOR)
-            else:
-                psi = residual.sum() / counts.sum()
-            return given.log_prob().mean(), (solution[:, :-1], psi, solution[:, -1])
-
-        return variance, step
+    def _incomplete_step(self, rows: Rows, W: Tensor, psi: Tensor, shift: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the same for rows with missing values, and how far μ is from the means of the observed values."""
+        variance = rows.variance()
+        self._refuse_zero(psi, variance if psi.dim() else variance.sum())
+        return em_step(rows, W, psi, shift)
 
     def _run_em(self, step: Step, start: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the parameters after which a step gains less than `tol`, or those after `max_iter` steps.
