@@ -97,9 +97,9 @@ def test_missing_values_are_refused_with_the_models_that_take_them(k, masked):
 def test_codes_must_be_finite_and_have_one_column_for_each_component():
     pca = PCA(2).fit(DATA["iris"])
     for Z, message in (
-        (torch.tensor([[0.0, torch.nan]]), "Z must be finite, got 1 values"),
-        (torch.zeros(2, 3, 4), r"Z must have shape \(n, p\), got \(2, 3, 4\)"),
-        (torch.zeros(2, 3), "Z must have 2 columns, one for each component, got 3"),
+        (torch.tensor([[0.0, torch.nan]]), "X must be finite, got 1 values"),
+        (torch.zeros(2, 3, 4), r"X must have shape \(n, p\), got \(2, 3, 4\)"),
+        (torch.zeros(2, 3), "X must have 2 columns, one for each component, got 3"),
         ([[1j, 2]], "Complex data not supported"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -179,7 +179,7 @@ def test_other_columns_than_those_of_the_fit_are_refused(k):
         with pytest.raises(ValueError, match=r"X has 4 features, but \w+ is expecting 13 features"):
             call(DATA["iris"])
     if hasattr(model, "inverse_transform"):
-        with pytest.raises(ValueError, match=r"Z must have 2 columns, .* got 4"):
+        with pytest.raises(ValueError, match=r"X must have 2 columns, .* got 4"):
             model.inverse_transform(DATA["iris"])
 
 

@@ -27,45 +27,44 @@ def as_tensor(values: Any) -> Tensor:
 
 
 def read_table(
-    X: Any, missing: bool = False, name: str = "X", model: BaseEstimator | None = None, fit: bool = False
+    X: Any, missing: bool = False, model: BaseEstimator | None = None, fit: bool = False
 ) -> Float64[Tensor, "n p"]:
     """Return X as a float64 tensor on the CPU; a tensor keeps its gradients.
 
     Args:
         X: numbers in n rows and p columns: a tensor, an array, a list, a data frame. Masked entries become NaN.
         missing: whether NaN is allowed, as a missing value.
-        name: what errors call X.
         model: the estimator that remembers (`fit`) or compares the number and the names of the columns.
 
     Raises:
         ValueError, TypeError: for other shapes, containers and kinds of numbers, infinities, NaN unless allowed.
     """
-    array = _as_array(X, name)
+    array = _as_array(X)
     options = dict(dtype=np.float64, order="C", ensure_all_finite=False)
     if model is None:
-        array = check_array(array, input_name=name, **options)
+        array = check_array(array, **options)
     else:
         array = validate_data(model, array, reset=fit, ensure_min_samples=2 if fit else 1, **options)
     table = X.to("cpu", torch.float64) if isinstance(X, Tensor) else as_tensor(array)
     if not table.sum().isfinite():  # much faster than to ask every entry
-        _refuse_infinite(table, missing, name)
+        _refuse_infinite(table, missing)
     return table
 
 
-def _refuse_infinite(table: Float64[Tensor, "n p"], missing: bool, name: str) -> None:
+def _refuse_infinite(table: Float64[Tensor, "n p"], missing: bool) -> None:
     """Raise ValueError for infinities, and for NaN unless it is allowed."""
     count = int((table.isinf() if missing else ~table.isfinite()).sum())
     if count and missing:
-        raise ValueError(f"{name} must be finite, or NaN where a value is missing, got {count} values that are inf")
+        raise ValueError(f"X must be finite, or NaN where a value is missing, got {count} values that are inf")
     if count:
-        text = f"{name} must be finite, got {count} values that are NaN (or masked) or infinite"
+        text = f"X must be finite, got {count} values that are NaN (or masked) or infinite"
         raise ValueError(text + "; PPCA(method='em') and FactorAnalysis can be fitted to data with NaN as missing")
 
 
-def _as_array(X: Any, name: str) -> Any:
+def _as_array(X: Any) -> Any:
     """Return X as scikit-learn reads it. Raise an error where a conversion to float64 would drop or bend something."""
     if isinstance(X, Tensor):
-        return _tensor_as_array(X, name)
+        return _tensor_as_array(X)
     if sparse.issparse(X):
         return X  # scikit-learn refuses it
     if np.ma.isMaskedArray(X) or (isinstance(X, Sequence) and any(map(np.ma.isMaskedArray, X))):
@@ -76,28 +75,26 @@ def _as_array(X: Any, name: str) -> Any:
         values = values.astype(np.float64) if values.dtype == object else values
     except (TypeError, ValueError, OverflowError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{name} must be rows of real numbers, each as long as the others: {error}") from error
+        raise kind(f"X must be rows of real numbers, each as long as the others: {error}") from error
     if values.dtype.kind == "c":
-        raise ValueError(f"Complex data not supported: {name} must hold real numbers, got dtype {values.dtype}")
+        raise ValueError(f"Complex data not supported: X must hold real numbers, got dtype {values.dtype}")
     if values.dtype.kind in "USVmM":
-        raise ValueError(f"{name} must hold numbers, got dtype {values.dtype}: convert its columns to numbers first")
+        raise ValueError(f"X must hold numbers, got dtype {values.dtype}: convert its columns to numbers first")
     if values.ndim > 2:
         shape = values.shape
-        raise ValueError(f"{name} must have shape (n, p), got {shape}: give {name}.reshape({shape[0]}, -1)")
+        raise ValueError(f"X must have shape (n, p), got {shape}: give X.reshape({shape[0]}, -1)")
     return X if hasattr(X, "columns") else values  # a data frame keeps the names of its columns
 
 
-def _tensor_as_array(X: Tensor, name: str) -> Any:
+def _tensor_as_array(X: Tensor) -> Any:
     """Return a tensor's numbers in an array, without a copy if they are float64 already."""
     if X.layout is not torch.strided or X.is_nested or X.is_quantized or X.is_meta:
         kind = f"layout {X.layout} and device {X.device}"
-        raise TypeError(
-            f"{name} must be an ordinary dense tensor, got {kind}: {name}.to_dense() makes a sparse one dense"
-        )
+        raise TypeError(f"X must be an ordinary dense tensor, got {kind}: X.to_dense() makes a sparse one dense")
     X = X.detach().cpu()
     if X.is_complex():
-        return _as_array(X.resolve_conj().numpy(), name)
-    return _as_array(X.double().resolve_neg().numpy(), name)
+        return _as_array(X.resolve_conj().numpy())
+    return _as_array(X.double().resolve_neg().numpy())
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None, most_is: str = "") -> int:

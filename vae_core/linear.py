@@ -109,13 +109,13 @@ class PCA(LinearModel):
         """Return the codes z = Uᵀ(x − x̄), (n, d)."""
         return like((self._read(X) - self._mean) @ self._W, X)
 
-    def inverse_transform(self, Z: Any) -> Any:
-        """Return the points x̄ + U z of the subspace, (n, p)."""
+    def inverse_transform(self, X: Any) -> Any:
+        """Return the points x̄ + U z of the subspace for the codes z in X, (n, p)."""
         check_is_fitted(self)
-        codes, d = read_table(Z, name="Z"), len(self.components_)
+        codes, d = read_table(X), len(self.components_)
         if codes.shape[1] != d:
-            raise ValueError(f"Z must have {d} columns, one for each component, got {codes.shape[1]}")
-        return like(codes @ self._W.T + self._mean, Z)
+            raise ValueError(f"X must have {d} columns, one for each component, got {codes.shape[1]}")
+        return like(codes @ self._W.T + self._mean, X)
 
 
 class PPCA(LinearGaussian):
