@@ -129,7 +129,7 @@ def regress(rows: Rows, given: Conditional) -> tuple[Float64[Tensor, "p _"], Flo
     zeros = z.new_zeros(len(rows.observed), z.shape[1])
     second = torch.stack([zeros.index_add(0, rows.pattern, z * column[:, None]) for column in z.T], -1)
     second[:, :-1, :-1] += torch.bincount(rows.pattern)[:, None, None] * given.covariance()  # (patterns, d + 1, d + 1)
-    moments = (rows.observed.T @ second.flatten(1)).unflatten(1, second.shape[1:])  # (p, d + 1, d + 1)
+    moments = (rows.observed.T @ second.flatten(1)).view(-1, *second.shape[1:])  # (p, d + 1, d + 1)
     products = rows.values.T @ z
     solution = torch.linalg.solve(moments, products)
     return solution, rows.values.square().sum(0) - (solution * products).sum(1)
