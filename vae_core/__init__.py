@@ -4,6 +4,11 @@ The flat core (a file imports only from files above it, and never from the two f
 
 =====================  =========================================================================
 `runtime`              device, seeds, ranks; how stored images become a batch
+`_stored`              cached arrays
+`_folder`              images in folders
+`_tensors`             from what holds real numbers to a tensor
+`_reading`             map-style Datasets, read once
+`_inputs`              data and labels at the door
 `data`                 `load(name)`: digits, MNIST, Fashion-MNIST, CIFAR-10, SVHN
 `distributions`        Gaussians, their KL divergences, the density of a reparameterized draw
 `pixel_distributions`  distributions of pixels that torch lacks, or lacks in 32 bits
@@ -17,8 +22,14 @@ The flat core (a file imports only from files above it, and never from the two f
 `_linear_gaussian`     what the linear models share
 `linear`               `PCA`, `PPCA`, `FactorAnalysis`, exactly
 `quadrature`           `QuadratureModel`: nonlinear models with one latent number, exactly
+`_fingerprints`        what makes a training run what it is, in words and checksums
+`_support`             whether data lie in the support of p(x|z)
+`_training_data`       the same, for what an objective makes of the data
+`_settings`            the arguments of `fit`, checked
 `_checkpoints`         what an interrupted training needs to go on
 `_steps`               one step of training, on a CPU, a CUDA device or several processes
+`_epochs`              one pass over the data, and its row of the history
+`_early_stopping`      when to stop, and the best state
 `training`             `fit`: the one training loop
 `plots`                arrays in, Axes out
 =====================  =========================================================================

@@ -5,22 +5,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from vae_core.runtime import replacing
+from vae_core.runtime import device_of, replacing
 
-KEYS = {"model", "optimizer", "history", "rng", "settings"}
+KEYS = {"model", "optimizer", "history", "rng", "settings", "best"}
+OWN = ("capturable", "fused", "foreach")  # how an optimizer computes on its device, not what
 
 
-def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: list, settings: dict) -> None:
-    """Write weights, optimiser, history (so the epoch and the place in the schedule), random state and settings.
+def save(path: Path, model: nn.Module, optimizer: Optimizer, history: list, settings: dict, best: dict) -> None:
+    """Write weights, optimizer, history (so the epoch and the place in the schedule), random state and settings.
+
+    Args:
+        path: the file; it is replaced at once.
+        model, optimizer, history: as they are after a whole epoch.
+        settings: numbers and strings that a run that goes on must share.
+        best: what early stopping keeps; empty without it.
 
     Raises OSError if it cannot be written; the checkpoint before it stays.
     """
-    rng = {"cpu": torch.get_rng_state()}
-    device = next(model.parameters()).device
+    rng, device = {"cpu": torch.get_rng_state()}, device_of(model)
     if device.type == "cuda":
         rng["cuda"] = torch.cuda.get_rng_state(device)
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+    elif device.type == "mps":
+        rng["mps"] = torch.mps.get_rng_state()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history, "best": best}
     try:
         with replacing(path) as part:
             torch.save({**state, "rng": rng, "settings": settings}, part)
@@ -29,33 +38,59 @@ def save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history
 
 
 def restore(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict, epochs: int, resume: bool
-) -> list:
-    """Load the checkpoint into model, optimizer and random state; the history so far, [] where there is none.
+    path: Path, model: nn.Module, optimizer: Optimizer, settings: dict, epochs: int, resume: bool
+) -> tuple[list, dict]:
+    """Load the checkpoint into model, optimizer and random state.
 
-    Raises FileExistsError if there is one and `resume` is False, ValueError if it is of another run.
+    Args:
+        path, model, optimizer, settings: as for `save`.
+        epochs: how many epochs the run is to have in all.
+        resume: whether the caller wants to go on from a checkpoint.
+
+    Returns the history so far and what early stopping had kept, both empty where there is no checkpoint.
+
+    Raises FileExistsError if there is one and `resume` is False, ValueError if it is of another run, or no checkpoint.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        return []
+        return [], {}
+    if path.is_dir():
+        raise ValueError(f"checkpoint must be a file, got the folder {path}")
     if not resume:
         raise FileExistsError(f"{path} holds an unfinished run; go on with --resume (resume=True), or delete it")
     state = _read(path)
-    if state["settings"] != settings:
-        raise ValueError(f"{path} is of another run: its settings are {state['settings']}, asked for were {settings}")
+    if other := differences(state["settings"], settings):
+        raise ValueError(f"{path} is of another run: {other}; delete it to start anew")
     if _shapes(state["model"]) != _shapes(model.state_dict()):
         raise ValueError(f"{path} is of another network than the one to be trained; delete it to start anew")
     if len(state["history"]) > epochs:
         raise ValueError(f"{path} has done {len(state['history'])} epochs already, more than the {epochs} asked for")
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"]["cpu"])
-    device = next(model.parameters()).device
-    for group in optimizer.param_groups:
-        group["capturable"] = device.type == "cuda"  # whatever device the run was begun on
-    if device.type == "cuda" and "cuda" in state["rng"]:
-        torch.cuda.set_rng_state(state["rng"]["cuda"], device)
-    return state["history"]
+    _load_optimizer(optimizer, state["optimizer"])
+    _set_random_state(state["rng"], device_of(model))
+    return state["history"], state["best"]
+
+
+def differences(saved: Any, asked: dict) -> str:
+    """Return which settings differ, and how, in one line; nothing if none does."""
+    saved = saved if isinstance(saved, dict) else {}
+    names = [name for name in asked | saved if saved.get(name) != asked.get(name)]
+    return ", ".join(f"its {name} is {saved.get(name)!r}, asked for was {asked.get(name)!r}" for name in names)
+
+
+def _load_optimizer(optimizer: Optimizer, state: dict) -> None:
+    own = [{name: group[name] for name in OWN if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group |= values  # whatever device the run was begun on
+
+
+def _set_random_state(rng: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(rng["cpu"])
+    if device.type == "cuda" and "cuda" in rng:
+        torch.cuda.set_rng_state(rng["cuda"], device)
+    elif device.type == "mps" and "mps" in rng:
+        torch.mps.set_rng_state(rng["mps"])
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:

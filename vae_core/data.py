@@ -1,26 +1,24 @@
-"""Real image data: `load(name)` for digits, mnist, fashion-mnist, cifar10, svhn.
+"""Real image data: `load(name)` for digits, mnist, fashion-mnist, cifar10, svhn; `from_folder` for one's own images.
 
 The digits (scikit-learn's 8×8 ones) are always there. The others come once through torchvision, into the
-data root, and are then kept as one uncompressed `ROOT/NAME.npz` of uint8 arrays.
+data root, and are then kept as one uncompressed `ROOT/NAME.npz` of uint8 arrays. So are the images of a folder.
 """
 
-import contextlib
 import hashlib
-import io
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+import re
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-Arrays = dict[str, np.ndarray]
+from vae_core._folder import check_settings, list_images, read_folder
+from vae_core._stored import ARRAYS, SOURCES, Arrays, check_writable, read_cache, read_torchvision, write_cache
+from vae_core.runtime import project_folder
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,8 @@ class Dataset:
     """One data set in memory: images `x_*` (N, C, H, W), labels `y_*` (N,), int64, from 0.
 
     Images are uint8 in 0..255, as they are stored (`runtime.unit_interval` turns them into floats in
-    [0, 1]), except for the digits, whose 17 grey levels are exact as float32 in [0, 1].
+    [0, 1]), except for the digits, whose 17 grey levels are exact as float32 in [0, 1]. `class_names[k]` says what
+    label k stands for; it is empty where there are no classes, and every label is 0 then.
     """
 
     name: str
@@ -36,6 +35,7 @@ class Dataset:
     y_train: Tensor
     x_test: Tensor
     y_test: Tensor
+    class_names: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -53,68 +53,114 @@ class Dataset:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class _Source:
-    """How torchvision keeps one data set: its class, its folder, one image's shape as stored in the npz."""
-
-    cls_name: str
-    folder: str
-    image_shape: tuple[int, ...]
-    splits: Callable[[Any, str, bool], Iterator]  # (cls, root, download) -> train and test
-
-    def archives(self, cls: Any) -> list[tuple[str, str]]:
-        """(path below the root, md5) of every archive that torchvision would download."""
-        if self.cls_name == "SVHN":
-            return [(cls.split_list[split][1], cls.split_list[split][2]) for split in ("train", "test")]
-        if self.cls_name == "CIFAR10":
-            return [(cls.filename, cls.tgz_md5)]
-        return [(f"{self.folder}/raw/{filename}", md5) for filename, md5 in cls.resources]
-
-
-def _by_flag(cls: Any, root: str, download: bool) -> Iterator:
-    return (cls(root, train=train, download=download) for train in (True, False))
-
-
-def _by_split(cls: Any, root: str, download: bool) -> Iterator:
-    return (cls(root, split=split, download=download) for split in ("train", "test"))
-
-
-SOURCES = {
-    "mnist": _Source("MNIST", "MNIST", (28, 28), _by_flag),
-    "fashion-mnist": _Source("FashionMNIST", "FashionMNIST", (28, 28), _by_flag),
-    "cifar10": _Source("CIFAR10", "cifar-10-batches-py", (32, 32, 3), _by_flag),
-    "svhn": _Source("SVHN", "", (32, 32, 3), _by_split),
-}
 NAMES = ("digits", *SOURCES)
+CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+THINGS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DIGITS = tuple("0123456789")
+CLASS_NAMES = dict.fromkeys(NAMES, DIGITS) | {"fashion-mnist": CLOTHES, "cifar10": THINGS}
+OTHER_ROOT = "choose another with --data-root or VAE_CORE_DATA"
 
 
 def default_root() -> Path:
-    """The data root: `VAE_CORE_DATA` if set, else `data/` in this checkout."""
-    return Path(os.environ.get("VAE_CORE_DATA") or Path(__file__).resolve().parent.parent / "data")
+    """Return the data root: `VAE_CORE_DATA` if set, else `data` below `runtime.project_folder()`."""
+    return Path(os.environ.get("VAE_CORE_DATA") or project_folder() / "data")
 
 
-def load(name: str, root: str | Path | None = None) -> Dataset:
-    """Load a data set by name; torchvision fetches it into `root` if it is not there yet.
+def load(name: str, root: str | Path | None = None, *, size: int | None = None, grey: bool | None = None) -> Dataset:
+    """Return a data set by name; torchvision fetches it into `root` if it is not there yet.
 
     Looks for `ROOT/NAME.npz`, then for torchvision's own files below ROOT, then for a network. What it
     finds is written once to the npz, under a temporary name first, so a crash leaves nothing half done.
 
-    Raises ValueError for an unknown name, or for files that are damaged or not of this data set;
-    FileNotFoundError if the set is neither there nor to be had; OSError if the root cannot be written.
+    Args:
+        name: one of `NAMES`, or `"folder:PATH"` for the images in a folder (`from_folder`, with its defaults).
+        root: the data root; `default_root()` if None.
+        size, grey: height and width, and whether there is one channel instead of three. A folder's images are brought
+            to them (grey: False if None), so its size is needed; other data sets must have them.
+
+    Raises ValueError for an unknown name, for files that are damaged or not of this data set, or for images of another
+    size; FileNotFoundError if the set is neither there nor to be had; OSError if the root cannot be written.
     """
+    if isinstance(name, str) and name.startswith("folder:"):
+        if size is None:
+            raise ValueError(f"size must be given with {name!r}: the images are brought to size × size pixels")
+        return from_folder(name.removeprefix("folder:"), size, grey=False if grey is None else grey, root=root)
     if name not in NAMES:
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(NAMES)}")
-    if name == "digits":
-        return _digits()
-    root = Path(root) if root is not None else default_root()
+        raise ValueError(f"unknown data set {name!r}; known: {', '.join(NAMES)}, folder:PATH")
+    dataset = _digits() if name == "digits" else _load(name, Path(root) if root is not None else default_root())
+    channels, *sides = dataset.image_shape
+    if (size is not None and sides != [size, size]) or (grey is not None and grey != (channels == 1)):
+        raise ValueError(
+            f"{name} has images of shape {dataset.image_shape}, but size={size} and grey={grey} were asked"
+        )
+    return dataset
+
+
+def _load(name: str, root: Path) -> Dataset:
     cache = root / f"{name}.npz"
     if cache.exists():
-        arrays = _read_cache(name, cache)
+        arrays = read_cache(name, cache, SOURCES[name].image_shape)
     else:
-        check_writable(root, "the data root", "choose another with --data-root or VAE_CORE_DATA")
-        arrays = _read_torchvision(name, root)
-        _write_cache(cache, arrays)
-    return _dataset(name, arrays)
+        check_writable(root, "the data root", OTHER_ROOT)
+        arrays = read_torchvision(name, root)
+        write_cache(cache, arrays)
+    return _dataset(name, arrays, CLASS_NAMES[name])
+
+
+def from_folder(
+    path: str | Path,
+    size: int,
+    *,
+    grey: bool = False,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    root: str | Path | None = None,
+) -> Dataset:
+    """Return the images below a folder as a data set: any sizes, any format that Pillow reads.
+
+    Each image is turned upright (EXIF), laid on white where it is transparent, cut to its middle square and resized,
+    antialiased, to `size` × `size` uint8 pixels. Of an animation or a document it is the first frame. Files whose
+    extension is no image's, hidden files and `__MACOSX` are ignored; image files that cannot be read, or have more
+    than `PIL.Image.MAX_IMAGE_PIXELS` pixels, are skipped, with one warning, when they are read, that counts and names
+    them.
+
+    If all images are in sub-folders, these are the classes: `class_names` are their names, sorted, and the labels are
+    positions in it; a folder that holds nothing but another one is passed through. If images stand beside sub-folders
+    that hold others, all are taken, without classes, with a warning.
+
+    The split: SHA-256 of seed and relative path gives each file a number in [0, 1). Those below `test_fraction` are
+    the test images, so a file stays where it is when others are added; if one part were empty, it gets the nearest
+    file. Within both, images stand in the order of these numbers, classes mixed.
+
+    They are kept as `ROOT/folder-NAME-FINGERPRINT.npz`. The fingerprint covers paths, sizes, times of the last change
+    and the arguments: a second call reads that file, a changed folder is read anew (old files may be deleted).
+
+    Args:
+        path: the folder; `~` is one's home.
+        size: height and width in pixels.
+        grey: one channel (ITU-R 601 luma) instead of three.
+        test_fraction: the expected share of test images, between 0 and 1.
+        seed: chooses the split.
+        root: the data root; `default_root()` if None.
+
+    Raises ValueError for arguments out of range, a file in place of a folder, sub-folders that are called like splits
+    (`train`, `test`), or fewer than two images that can be read; TypeError for a path or `grey` of another type;
+    FileNotFoundError if there is no such folder; OSError if the root cannot be written.
+    """
+    settings = check_settings(path, size, grey, test_fraction, seed)
+    listing = list_images(Path(path).expanduser())
+    if listing.mixed:
+        warnings.warn(f"{path} holds images beside sub-folders: all are taken, without classes", stacklevel=2)
+    root = Path(root) if root is not None else default_root()
+    plain = re.sub(r"[^\w-]+", "-", listing.folder.resolve().name)[:40]
+    cache = root / f"folder-{plain}-{listing.fingerprint(settings)}.npz"
+    if cache.exists():
+        arrays = read_cache(cache.stem, cache, settings.shape, max(len(listing.class_names), 1))
+    else:
+        check_writable(root, "the data root", OTHER_ROOT)
+        arrays = read_folder(listing, settings)
+        write_cache(cache, arrays)
+    return _dataset(f"folder:{path}", arrays, listing.class_names)
 
 
 def _digits() -> Dataset:
@@ -124,114 +170,13 @@ def _digits() -> Dataset:
     images, labels = load_digits(return_X_y=True)
     x = torch.tensor(images / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
     y = torch.tensor(labels, dtype=torch.int64)
-    return Dataset("digits", x[:-360], y[:-360], x[-360:], y[-360:])
+    return Dataset("digits", x[:-360], y[:-360], x[-360:], y[-360:], DIGITS)
 
 
-def _dataset(name: str, arrays: Arrays) -> Dataset:
+def _dataset(name: str, arrays: Arrays, class_names: tuple[str, ...]) -> Dataset:
     def images(array: np.ndarray) -> Tensor:
         x = torch.from_numpy(array)
         return (x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2)).contiguous()  # (N, C, H, W)
 
     tensors = {k: images(a) if k.startswith("x") else torch.from_numpy(a.astype(np.int64)) for k, a in arrays.items()}
-    return Dataset(name, **tensors)
-
-
-def _read_cache(name: str, path: Path) -> Arrays:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in ARRAYS}  # the zip's own checksums are verified here
-    except Exception as error:  # a changed byte surfaces as whatever zipfile, zlib or numpy makes of it
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{path} is damaged or not ours ({reason}); delete or move it, then load again") from error
-    if problem := _problem(name, arrays):
-        raise ValueError(f"{path} is not {name}: {problem}; delete or move it, then load again")
-    return arrays
-
-
-def _problem(name: str, arrays: Arrays) -> str | None:
-    """What keeps these arrays from being this data set, or None."""
-    shape = SOURCES[name].image_shape
-    for split in ("train", "test"):
-        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
-        if x.dtype != np.uint8 or x.shape[1:] != shape:
-            return f"x_{split} is {x.dtype} {x.shape}, expected uint8 (N, {', '.join(map(str, shape))})"
-        if y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer) or len(y) == 0:
-            return f"y_{split} is {y.dtype} {y.shape} beside {len(x)} images"
-        if y.min() < 0 or y.max() > 9:
-            return f"labels run from {y.min()} to {y.max()}, expected 0 to 9"
-    return None
-
-
-def check_writable(folder: Path, name: str, way_out: str) -> None:
-    """Make `folder` if need be; OSError says that `name` cannot be written, why, and the way out."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"{name} {folder} cannot be written ({error.strerror}); {way_out}") from error
-
-
-def _write_cache(path: Path, arrays: Arrays) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        part = Path(folder) / path.name
-        np.savez(part, **arrays)  # type: ignore[arg-type]
-        os.replace(part, path)
-
-
-def _read_torchvision(name: str, root: Path) -> Arrays:
-    """From torchvision's files below the root if any are there, else downloaded to a folder that goes again."""
-    from torchvision import datasets
-
-    source = SOURCES[name]
-    cls = getattr(datasets, source.cls_name)
-    _check_archives(name, root, source.archives(cls))
-    present = any((root / path).exists() for path, _ in source.archives(cls))
-    if present or (source.folder and (root / source.folder).exists()):
-        with _one_sentence(ValueError, f"the files of {name} below {root} are damaged or incomplete"):
-            return _read_splits(name, source, cls, root)
-    fresh = tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-")
-    with fresh as folder, _one_sentence(FileNotFoundError, _how_to_get(name, root)):
-        return _read_splits(name, source, cls, Path(folder))
-
-
-def _check_archives(name: str, root: Path, archives: list[tuple[str, str]]) -> None:
-    from torchvision.datasets.utils import check_integrity
-
-    for path, md5 in archives:
-        if (root / path).exists() and not check_integrity(root / path, md5):
-            raise ValueError(f"{name}: the archive {root / path} is truncated or foreign; delete it, then load again")
-
-
-@contextlib.contextmanager
-def _one_sentence(kind: type[Exception], sentence: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # torchvision raises whatever its readers and urllib raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise kind(f"{sentence} ({reason})") from error
-
-
-def _read_splits(name: str, source: _Source, cls: Any, root: Path) -> Arrays:
-    with contextlib.redirect_stdout(io.StringIO()):  # torchvision prints each mirror it tries
-        train, test = source.splits(cls, str(root), True)
-    arrays = {"x_train": _images(train), "y_train": _labels(train), "x_test": _images(test), "y_test": _labels(test)}
-    if problem := _problem(name, arrays):
-        raise ValueError(problem)
-    return arrays
-
-
-def _images(split) -> np.ndarray:
-    x = np.asarray(split.data)
-    return x.transpose(0, 2, 3, 1) if x.ndim == 4 and x.shape[1] == 3 else x  # SVHN comes N×3×H×W
-
-
-def _labels(split) -> np.ndarray:
-    return np.asarray(split.targets if hasattr(split, "targets") else split.labels).astype(np.uint8)
-
-
-def _how_to_get(name: str, root: Path) -> str:
-    return (
-        f"{name} is not in {root} and could not be downloaded; with a network run `python -m vae_core data {name}`, "
-        f"without one put {name}.npz or torchvision's files there; experiments on digits run without it"
-    )
+    return Dataset(name, **tensors, class_names=class_names)

@@ -6,8 +6,9 @@ import os
 import platform
 import random
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import distributed
+from tqdm.auto import tqdm
 
 
 @dataclass(frozen=True)
@@ -30,22 +32,27 @@ class Runtime:
     world_size: int = 1
 
     @classmethod
-    def detect(cls, device: str = "auto") -> "Runtime":
-        """Choose the device: `"cpu"`, `"cuda"`, or `"auto"` (CUDA where there is one).
+    def detect(cls, device: str | torch.device = "auto") -> "Runtime":
+        """Return the runtime on `device`: `"auto"` (CUDA where torch finds it, else the CPU), or one of `devices()`.
 
-        Raises ValueError for another name, or for `"cuda"` on a machine without it.
+        `"cuda"` is the CUDA device of this process: number `LOCAL_RANK` under `torchrun`, else number 0.
+
+        Raises TypeError unless `device` is a string or a torch.device, and ValueError for a device that torch does not
+        find here, or for one numbered CUDA device (`"cuda:1"`) for several processes.
         """
-        if device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device 'cuda' was asked for, but torch finds no CUDA device here; use 'cpu'")
-        use_cuda = device != "cpu" and torch.cuda.is_available()
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        return cls(
-            torch.device("cuda", local_rank) if use_cuda else torch.device("cpu"),
-            int(os.environ.get("RANK", 0)),
-            int(os.environ.get("WORLD_SIZE", 1)),
-        )
+        world_size, present = int(os.environ.get("WORLD_SIZE", 1)), devices()
+        if not isinstance(device, str | torch.device):
+            raise TypeError(f"device must be a string or a torch.device, got {device!r}")
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        wanted = {"auto": automatic, "cpu:0": "cpu", "mps:0": "mps"}.get(str(device), str(device))
+        if world_size > 1 and wanted.startswith("cuda:"):
+            raise ValueError(f"device {wanted!r} is one device for {world_size} processes; use 'cuda', one for each")
+        if wanted == "cuda":
+            wanted = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
+        if wanted not in present:
+            here = ", ".join(present)
+            raise ValueError(f"device must be 'auto' or what torch finds here ({here}), got {str(device)!r}")
+        return cls(torch.device(wanted), int(os.environ.get("RANK", 0)), world_size)
 
     def alone(self) -> "Runtime":
         """The same device, as a run of its own."""
@@ -66,8 +73,14 @@ class Runtime:
         if self.device.type == "cuda":
             words = f"cuda: {torch.cuda.get_device_name(self.device)}"
         else:
-            words = f"cpu: {_processor()}, {torch.get_num_threads()} threads"
+            words = f"{self.device.type}: {_processor()}, {torch.get_num_threads()} threads"
         return words + (f", {self.world_size} processes" if self.world_size > 1 else "")
+
+
+def devices() -> list[str]:
+    """Return the names of the devices that torch finds on this machine: `["cpu", "cuda:0", "cuda:1"]`, say."""
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())), *mps]
 
 
 def _processor() -> str:
@@ -87,14 +100,76 @@ def seed_everything(seed: int) -> None:
 
 
 def as_int(value: Any) -> Any:
-    """An integer, NumPy's say, as Python's own; anything else, True and False too, as it is."""
+    """Return a NumPy integer as a Python int; return any other value, including bool, unchanged."""
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
+
+
+whole = as_int  # the former name, until `training` and `experiments` use the new one
+
+
+def positive_int(name: str, value: Any, least: int = 1) -> int:
+    """Return `value` as a Python int. Raises ValueError unless it is an integer, Python's or NumPy's, from `least` on.
+
+    Args:
+        name: the argument's name, for the message.
+        value: what the caller passed; True and False are no integers.
+        least: the smallest value allowed: 0 where none is possible too.
+    """
+    number = as_int(value)
+    if type(number) is not int or number < least:
+        kinds = {0: "a non-negative integer", 1: "a positive integer"}
+        raise ValueError(f"{name} must be {kinds.get(least, f'an integer of at least {least}')}, got {value!r}")
+    return number
 
 
 def check_seed(seed: int) -> None:
     """Raise ValueError unless `seed` is an integer in [0, 2³²), Python's or NumPy's."""
     if type(as_int(seed)) is not int or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
+
+
+def project_folder() -> Path:
+    """Return the folder below which data (`data`) and records (`book/results`) are kept.
+
+    It is the checkout of the book that the working folder is in, so that notebooks, tests and programs share one place;
+    anywhere else it is the working folder itself. A checkout is a folder that holds `book/_toc.yml` and `vae_core`.
+    """
+    here = Path.cwd()
+    checkouts = (folder for folder in (here, *here.parents) if _is_checkout(folder))
+    return next(checkouts, here)
+
+
+def _is_checkout(folder: Path) -> bool:
+    return (folder / "book" / "_toc.yml").is_file() and (folder / "vae_core" / "__init__.py").is_file()
+
+
+def available_memory() -> float:
+    """Return the bytes of memory that this process may still take; infinite where the system does not say (no Linux).
+
+    It is what the kernel calls available, or less where a container has a limit of its own.
+    """
+    info, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if not info.exists():
+        return inf
+    free = int(info.read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    try:
+        limit, used = int((group / "memory.max").read_text()), (group / "memory.stat").read_text().split()
+        return min(free, limit - int(used[used.index("anon") + 1]))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return free
+
+
+def check_memory(name: str, needed: float, way_out: str) -> None:
+    """Raise ValueError if `needed` bytes are more than four fifths of the available memory."""
+    if needed > 0.8 * (free := available_memory()):
+        sizes = f"{needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are available"
+        raise ValueError(f"{name} would take {sizes}; {way_out}")
+
+
+def progress_bar(items: Iterable | None = None, *, disable: bool = False, **options: Any) -> tqdm:
+    """Return tqdm's bar over `items`; none is drawn if `disable` is True or the environment sets TQDM_DISABLE."""
+    switched_off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # tqdm's notebook bar does not look there
+    return tqdm(items, disable=disable or switched_off, **options)
 
 
 @contextlib.contextmanager
@@ -119,6 +194,12 @@ def device_of(model: object, default: torch.device = torch.device("cpu")) -> tor
     return next((parameter.device for parameter in parameters), default)
 
 
+def dtype_of(model: object) -> torch.dtype:
+    """Return the floating-point type of a model's parameters; torch's default type for a model without any."""
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    return next((p.dtype for p in parameters if p.is_floating_point()), torch.get_default_dtype())
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: object) -> Iterator[None]:
     """Evaluation mode within, and each module's own mode again afterwards. What is no `nn.Module` is left alone."""
@@ -140,14 +221,14 @@ def random_state(seed: int) -> Iterator[None]:
         yield
 
 
-def unit_interval(x: torch.Tensor) -> torch.Tensor:
-    """Images as the models take them: float in [0, 1].
+def unit_interval(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return images as the models take them: floating point in [0, 1].
 
-    uint8 images (any shape, 0 to 255) are divided by 255; float images pass through unchanged.
-    Raises TypeError for any other dtype.
+    uint8 images (any shape, 0 to 255) are divided by 255 in `dtype`, torch's default if None; floating-point images
+    pass through unchanged. Raises TypeError for any other type.
     """
     if x.dtype == torch.uint8:
-        return x.to(torch.get_default_dtype()).div_(255)
+        return x.to(dtype or torch.get_default_dtype()).div_(255)
     if x.is_floating_point():
         return x
     raise TypeError(f"images must be uint8 or floating point, got {x.dtype}")

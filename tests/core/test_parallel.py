@@ -69,7 +69,7 @@ def test_a_batch_that_leaves_a_process_without_images_is_refused():
     runtime = Runtime(torch.device("cpu"), rank=0, world_size=4)
     model = mlp_vae((1, 2, 2), 1, hidden=(4,), batch_norm=False)
     with pytest.raises(ValueError, match="leaves one of 4 processes without any of 35 images"):
-        fit(model, torch.rand(35, 1, 2, 2), elbo_terms, epochs=1, batch_size=16, runtime=runtime)
+        fit(model, torch.rand(35, 1, 2, 2), elbo_terms, epochs=1, batch_size=16, device=runtime)
 
 
 def test_a_share_of_one_image_is_refused_with_batch_norm():
@@ -77,7 +77,7 @@ def test_a_share_of_one_image_is_refused_with_batch_norm():
     with pytest.raises(ValueError, match="batch norm needs two"):
         fit(
             mlp_vae((1, 2, 2), 1, hidden=(4,)), torch.rand(18, 1, 2, 2), elbo_terms, epochs=1, batch_size=16,
-            runtime=runtime,
+            device=runtime,
         )  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def graphed(device: str = "cpu") -> GraphedStep:
 def test_a_step_is_captured_on_the_device_of_its_images_whichever_is_the_current_one(cuda, float32):
     step, here = graphed(), torch.device("cpu")
     for _ in range(6):
-        step(torch.arange(64), 1e-12)
+        step(torch.arange(64), 1.0)
     assert cuda.asked[0] == ("new stream", None, here)
     assert cuda.asked[1:4] == [("warm up", here, step.side)] * GraphedStep.WARM_UP
     assert cuda.asked[4:] == [("capture", here, step.side)] + [("replay", here)] * 3
@@ -156,14 +156,14 @@ def test_a_step_is_captured_on_the_device_of_its_images_whichever_is_the_current
 def test_full_batches_are_replayed_and_the_smaller_last_one_never_is(full, cuda, float32):
     step, sizes = graphed(), []
 
-    def gradient_step(index: torch.Tensor, part: float) -> torch.Tensor:
+    def gradient_step(index: torch.Tensor, loss_weight: float) -> torch.Tensor:
         sizes.append(len(index))
-        return Step.gradient_step(step, index, part)
+        return Step.gradient_step(step, index, loss_weight)
 
     step.gradient_step = gradient_step
     for _ in range(8):
         for size in [64] * full + [10]:
-            step(torch.arange(size), 1e-12)
+            step(torch.arange(size), 1.0)
     assert len(step.index) == 64
     assert sizes.count(10) == 8
     assert sizes.count(64) == GraphedStep.WARM_UP + 1  # which is the capture
@@ -175,7 +175,7 @@ def test_full_batches_are_replayed_and_the_smaller_last_one_never_is(full, cuda,
 def test_the_larger_of_two_batches_is_captured(float32):
     step = graphed("cuda")
     for _ in range(8):
-        sums = [step(torch.arange(size), 1e-12) for size in (64, 10)]
+        sums = [step(torch.arange(size), 1.0) for size in (64, 10)]
     assert (step.graph is not None, len(step.index)) == (True, 64)
     assert torch.stack(sums).isfinite().all()
 
@@ -198,7 +198,7 @@ def test_a_run_begun_on_a_cpu_goes_on_on_cuda_and_back(float32, tmp_path):
         model, path = mlp_autoencoder((1, 8, 8), 2, hidden=(32,)), tmp_path / "-".join(kinds)
         for epochs, kind in enumerate(kinds, 1):
             settings = dict(epochs=epochs, batch_size=64, checkpoint=path, resume=True, progress=False)
-            history = fit(model, x, reconstruction_log_likelihood, runtime=Runtime(torch.device(kind)), **settings)
+            history = fit(model, x, reconstruction_log_likelihood, device=kind, **settings)
         losses.append(history[-1]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # on CUDA the order of the images is the CPU's
 
@@ -213,7 +213,7 @@ def test_graphed_steps_learn_what_eager_steps_learn(batch_norm, float32):
         torch.manual_seed(0)
         model = mlp_autoencoder((1, 8, 8), 2, hidden=(32,), batch_norm=batch_norm)
         runtime = Runtime(torch.device(device))
-        history = fit(model, x, reconstruction_log_likelihood, epochs=3, batch_size=64, runtime=runtime, progress=False)
+        history = fit(model, x, reconstruction_log_likelihood, epochs=3, batch_size=64, device=runtime, progress=False)
         weights.append((history[-1]["loss"], model.cpu().mean.weight.detach()))
     assert weights[0][0] == pytest.approx(weights[1][0], rel=1e-3)
     assert torch.allclose(weights[0][1], weights[1][1], atol=5e-3)
@@ -223,7 +223,7 @@ def test_graphed_steps_learn_what_eager_steps_learn(batch_norm, float32):
 @needs_cuda
 def test_every_replay_draws_new_noise(float32):
     step, index = graphed("cuda"), torch.arange(64)
-    sums = torch.stack([step(index, 1e-12) for _ in range(20)])
+    sums = torch.stack([step(index, 1.0) for _ in range(20)])
     assert step.graph is not None
     assert sums[:, 0].unique().numel() > 15
 
@@ -232,7 +232,7 @@ def test_every_replay_draws_new_noise(float32):
 @needs_cuda
 def test_the_annealed_weight_reaches_a_captured_step(float32):
     model = mlp_vae((1, 8, 8), 2, hidden=(32,))
-    settings = dict(epochs=4, batch_size=64, runtime=Runtime(torch.device("cuda")), progress=False)
+    settings = dict(epochs=4, batch_size=64, device="cuda", progress=False)
     history = fit(model, torch.rand(640, 1, 8, 8), beta_elbo_terms, anneal=linear_warm_up(1.0), **settings)
     weights = [(row["loss"] - row["reconstruction"]) / row["kl"] for row in history]
     assert weights == pytest.approx([0.125, 0.375, 0.625, 0.875], abs=0.1)

@@ -6,8 +6,10 @@ from fnmatch import fnmatch
 from functools import partial
 from math import log
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Adam
 
 from vae_core.data import Dataset, check_writable, load
 from vae_core.evaluation import (
@@ -135,8 +137,8 @@ def _run(
     curve = (lambda m: {f"test_{k}": v for k, v in losses(m, x_test, seed).items()}) if experiment.track_test else None
     history = fit(
         model, dataset.x_train, objective, y=conditions(model, dataset.y_train), epochs=epochs, seed=seed,
-        runtime=runtime, checkpoint=checkpoint, resume=resume, progress=progress, after_epoch=curve, anneal=anneal,
-        identity=config_hash(record), **experiment.training,
+        device=runtime, checkpoint=checkpoint, resume=resume, progress=progress, after_epoch=curve, anneal=anneal,
+        fingerprint=config_hash(record), **fit_settings(experiment.training),
     )  # fmt: skip
     if runtime.rank > 0:
         return record
@@ -148,6 +150,13 @@ def _run(
     write_record(record, path)
     checkpoint.unlink(missing_ok=True)
     return record
+
+
+def fit_settings(training: dict[str, Any]) -> dict[str, Any]:
+    """Return an experiment's training settings as `fit` takes them: `betas` become an optimizer."""
+    settings = dict(training)
+    betas = settings.pop("betas", None)
+    return settings | ({} if betas is None else {"optimizer": partial(Adam, betas=tuple(betas))})
 
 
 def bits_per_dimension(loss: float, n_pixels: int, dequantised: bool) -> float:
