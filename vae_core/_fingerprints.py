@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def describe(value: Any, depth: int = 4) -> str:
         arguments = [describe(each, depth) for each in value.args]
         arguments += [f"{name}={describe(each, depth)}" for name, each in sorted(value.keywords.items())]
         return f"{describe(value.func, depth)}({', '.join(arguments)})"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | np.ndarray):
         return f"({', '.join(describe(each, depth) for each in value)})"
     if isinstance(value, MethodType):
         return f"{describe(value.__func__, depth)} of {describe(value.__self__)}"

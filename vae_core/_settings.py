@@ -6,6 +6,7 @@ from math import inf, isfinite
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -124,7 +125,15 @@ def make_optimizer(
     closure = inspect.signature(made.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(f"optimizer must make a step without a closure, which {type(made).__name__} cannot")
+    for group in made.param_groups:  # a checkpoint may hold nothing of NumPy's
+        group |= {name: _python(value) for name, value in group.items() if name != "params"}
     return made
+
+
+def _python(value: Any) -> Any:
+    if isinstance(value, np.ndarray | tuple | list):
+        return tuple(map(_python, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _fast_options(optimizer: Callable, fixed: dict[str, Any], device: str) -> dict[str, bool]:

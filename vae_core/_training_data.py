@@ -14,7 +14,7 @@ from vae_core.runtime import evaluation_mode, random_state, unit_interval
 ROWS = 1024  # that are looked at together where not all data are in the support
 
 
-def check_data(model: Any, x: Tensor, objective: Callable, further: Callable[[slice], tuple]) -> None:
+def check_data(model: Any, x: Tensor, objective: Callable, further: Callable[[slice], tuple], name: str = "x") -> None:
     """Raise ValueError if `x` holds values for which the likelihood, as the objective uses it, is not defined.
 
     The likelihood is that of one decoded code. Models that decode none, and data of another shape than its events, are
@@ -26,12 +26,13 @@ def check_data(model: Any, x: Tensor, objective: Callable, further: Callable[[sl
         x: data (N, ...), on any device.
         objective: what is maximised.
         further: what the objective is called with besides model and batch, for a slice of rows.
+        name: what the message calls `x`.
     """
     likelihood = _decoded(model)
     if likelihood is None or likelihood.event_shape != x.shape[1:]:
         return
     try:
-        check_support(likelihood, x)
+        check_support(likelihood, x, name)
     except ValueError as error:
         if not _transformed(model, likelihood, x, objective, further):
             raise ValueError(str(error)) from None

@@ -32,6 +32,7 @@ __all__ = ["EarlyStopping", "History", "NonFiniteLossError", "Objective", "fit",
 
 Objective = Callable[..., Tensor | tuple[Tensor, dict[str, Tensor]]]  # of the model, a batch, and what `fit` adds
 History = list[dict[str, float]]
+VALIDATION = "the validation data"
 
 
 def fit(
@@ -130,8 +131,9 @@ def fit(
         held_out = _data(model, stop.x, stop.y, progress, like=data) if stop else None
         check_batches(len(data.x), model, settings["batch_size"], drop_last, runtime.world_size)
         model = model.to(runtime.device)
-        for each in (data, held_out) if held_out else (data,):
-            check_data(model, each.x, objective, partial(_further, each.y, anneal, runtime.device))
+        for name, each in {"x": data, VALIDATION: held_out}.items():
+            if each:
+                check_data(model, each.x, objective, partial(_further, each.y, anneal, runtime.device), name)
         made = make_optimizer(optimizer, model, settings["learning_rate"], settings["weight_decay"])
         if checkpoint or runtime.world_size > 1:
             functions = dict(objective=fingerprint or objective, optimizer=optimizer, anneal=anneal)
@@ -160,10 +162,10 @@ class _Data(NamedTuple):
 def _data(model: nn.Module, x: Any, y: Any, progress: bool, like: _Data | None = None) -> _Data:
     """Data and labels as tensors in the model's precision, 32 bits at least; `like` has the shape of a datum."""
     dtype = torch.promote_types(dtype_of(model), torch.float32)
-    x = as_images(x, "the validation data" if like else "x", dtype=dtype, progress=progress)
-    y = None if y is None else as_labels(y, len(x), "the validation data's y" if like else "y", dtype=dtype)
+    x = as_images(x, VALIDATION if like else "x", dtype=dtype, progress=progress)
+    y = None if y is None else as_labels(y, len(x), f"y of {VALIDATION}" if like else "y", dtype=dtype)
     if like and x.shape[1:] != like.x.shape[1:]:
-        raise ValueError(f"the validation data must have the shape of x, {tuple(like.x.shape)}, got {tuple(x.shape)}")
+        raise ValueError(f"{VALIDATION} must have the shape of x, {tuple(like.x.shape)}, got {tuple(x.shape)}")
     if like and (y is None) != (like.y is None):
         raise ValueError("EarlyStopping needs y if fit gets y, and only then: pass EarlyStopping(x, y=y)")
     return _Data(x, y)

@@ -39,7 +39,7 @@ def together() -> dict[str, list]:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_two_processes_train_as_one_with_the_same_global_batch(together, reduction):
+def test_fit_two_processes_train_as_one_with_the_same_global_batch(together, reduction):
     """500 images in batches of 32: the last batch of 20 is split too, and every row of the curve agrees."""
     history, weights = together[reduction]
     alone, expected = train(Runtime(torch.device("cpu")), reduction)
@@ -50,7 +50,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(together, reducti
     assert weights == pytest.approx(expected, rel=1e-7, abs=1e-9)
 
 
-def test_two_processes_run_one_experiment_and_write_one_record(tmp_path):
+def test_run_with_two_processes_writes_one_record(tmp_path):
     run = ["run", "digits-d2", "--epochs", "2", "--device", "cpu", "--out", str(tmp_path)]
     told = torchrun(2, "-m", "vae_core", *run)
     assert [path.name for path in tmp_path.iterdir()] == ["digits-d2.json"]
@@ -65,14 +65,14 @@ def test_two_processes_run_one_experiment_and_write_one_record(tmp_path):
     assert json.loads((tmp_path / "digits-d2.json").read_text()) == record
 
 
-def test_a_batch_that_leaves_a_process_without_images_is_refused():
+def test_fit_a_batch_that_leaves_a_process_without_images_is_refused():
     runtime = Runtime(torch.device("cpu"), rank=0, world_size=4)
     model = mlp_vae((1, 2, 2), 1, hidden=(4,), batch_norm=False)
     with pytest.raises(ValueError, match="leaves one of 4 processes without any of 35 images"):
         fit(model, torch.rand(35, 1, 2, 2), elbo_terms, epochs=1, batch_size=16, device=runtime)
 
 
-def test_a_share_of_one_image_is_refused_with_batch_norm():
+def test_fit_a_share_of_one_image_is_refused_with_batch_norm():
     runtime = Runtime(torch.device("cpu"), rank=0, world_size=2)
     with pytest.raises(ValueError, match="batch norm needs two"):
         fit(
@@ -82,7 +82,7 @@ def test_a_share_of_one_image_is_refused_with_batch_norm():
 
 
 @pytest.mark.parametrize("model", [object(), nn.ReLU()])
-def test_a_model_without_parameters_is_where_its_images_are(model):
+def test_device_of_a_model_without_parameters_is_the_default(model):
     assert device_of(model) == torch.device("cpu")
     assert device_of(model, torch.device("meta")) == torch.device("meta")
     assert device_of(nn.Linear(1, 1), torch.device("meta")) == torch.device("cpu")
@@ -142,7 +142,7 @@ def graphed(device: str = "cpu") -> GraphedStep:
     return GraphedStep(model, x, elbo_terms, optimizer, "mean", Runtime(x.device))
 
 
-def test_a_step_is_captured_on_the_device_of_its_images_whichever_is_the_current_one(cuda, float32):
+def test_graphed_step_is_captured_on_the_device_of_its_images_whichever_is_the_current_one(cuda, float32):
     step, here = graphed(), torch.device("cpu")
     for _ in range(6):
         step(torch.arange(64), 1.0)
@@ -153,7 +153,7 @@ def test_a_step_is_captured_on_the_device_of_its_images_whichever_is_the_current
 
 
 @pytest.mark.parametrize("full", range(1, 6))
-def test_full_batches_are_replayed_and_the_smaller_last_one_never_is(full, cuda, float32):
+def test_graphed_step_replays_full_batches_and_never_the_smaller_last_one(full, cuda, float32):
     step, sizes = graphed(), []
 
     def gradient_step(index: torch.Tensor, loss_weight: float) -> torch.Tensor:
@@ -172,7 +172,7 @@ def test_full_batches_are_replayed_and_the_smaller_last_one_never_is(full, cuda,
 
 @gpu
 @needs_cuda
-def test_the_larger_of_two_batches_is_captured(float32):
+def test_graphed_step_captures_the_larger_of_two_batches(float32):
     step = graphed("cuda")
     for _ in range(8):
         sums = [step(torch.arange(size), 1.0) for size in (64, 10)]
@@ -182,7 +182,7 @@ def test_the_larger_of_two_batches_is_captured(float32):
 
 @gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second CUDA device on this machine")
-def test_a_model_may_be_on_another_device_than_the_current_one(float32):
+def test_fit_a_model_may_be_on_another_device_than_the_current_one(float32):
     model = mlp_vae((1, 8, 8), 2, hidden=(32,)).to("cuda:1")
     history = fit(model, torch.rand(640, 1, 8, 8), elbo_terms, epochs=3, batch_size=64, progress=False)
     assert history[2]["loss"] < history[0]["loss"]
@@ -191,7 +191,7 @@ def test_a_model_may_be_on_another_device_than_the_current_one(float32):
 
 @gpu
 @needs_cuda
-def test_a_run_begun_on_a_cpu_goes_on_on_cuda_and_back(float32, tmp_path):
+def test_fit_a_run_begun_on_a_cpu_goes_on_on_cuda_and_back(float32, tmp_path):
     x, losses = torch.rand(1000, 1, 8, 8), []
     for kinds in (("cpu", "cpu", "cpu"), ("cpu", "cuda", "cpu")):
         torch.manual_seed(0)
@@ -221,7 +221,7 @@ def test_graphed_steps_learn_what_eager_steps_learn(batch_norm, float32):
 
 @gpu
 @needs_cuda
-def test_every_replay_draws_new_noise(float32):
+def test_graphed_step_draws_new_noise_at_every_replay(float32):
     step, index = graphed("cuda"), torch.arange(64)
     sums = torch.stack([step(index, 1.0) for _ in range(20)])
     assert step.graph is not None
@@ -230,7 +230,7 @@ def test_every_replay_draws_new_noise(float32):
 
 @gpu
 @needs_cuda
-def test_the_annealed_weight_reaches_a_captured_step(float32):
+def test_fit_the_annealed_weight_reaches_a_captured_step(float32):
     model = mlp_vae((1, 8, 8), 2, hidden=(32,))
     settings = dict(epochs=4, batch_size=64, device="cuda", progress=False)
     history = fit(model, torch.rand(640, 1, 8, 8), beta_elbo_terms, anneal=linear_warm_up(1.0), **settings)
@@ -238,7 +238,7 @@ def test_the_annealed_weight_reaches_a_captured_step(float32):
     assert weights == pytest.approx([0.125, 0.375, 0.625, 0.875], abs=0.1)
 
 
-def test_the_annealed_weight_rises_over_all_steps(float32):
+def test_fit_the_annealed_weight_rises_over_all_steps(float32):
     model = mlp_vae((1, 8, 8), 2, hidden=(32,))
     settings = dict(epochs=4, batch_size=64, progress=False)
     history = fit(model, torch.rand(640, 1, 8, 8), beta_elbo_terms, anneal=linear_warm_up(1.0), **settings)
