@@ -195,15 +195,15 @@ def test_early_stopping_refuses(kind, x):
 
 def test_early_stopping_refuses_to_be_called_outside_of_fit(x):
     with refused(ValueError, "after_epoch=stop"):
-        train(x, after_epoch=lambda model, stop=EarlyStopping(x): stop(model))
+        train(x, after_epoch=EarlyStopping(x).__call__)
 
 
 def test_early_stopping_finds_a_better_model_than_training_on(x, held_out):
-    """Eight images are soon known by heart: 300 epochs end about four nats above the best."""
+    """Eight images are soon memorised: 300 epochs end about two nats above the best."""
     settings, losses = dict(epochs=300, batch_size=8), []
     for after_epoch in (EarlyStopping(held_out, patience=20), None):
         torch.manual_seed(1)
         model = mlp_vae((1, 8, 8), 8, hidden=(64, 32), batch_norm=False)
         train(x[:8], model=model, after_epoch=after_epoch, **settings)
         losses.append(evaluate(model, held_out)["loss"])
-    assert losses[0] < losses[1] - 2
+    assert losses[0] < losses[1] - 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import with_idle_parameters
 from torch import nn
 from trained_together import train
 
@@ -48,6 +49,56 @@ def test_fit_two_processes_train_as_one_with_the_same_global_batch(together, red
         for figure in ("loss", "reconstruction", "kl"):
             assert row[figure] == pytest.approx(own[figure], rel=1e-9)
     assert weights == pytest.approx(expected, rel=1e-7, abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    """What each of two processes is left with."""
+    out = tmp_path_factory.mktemp("ranks")
+    torchrun(2, str(SCRIPT.with_name("ranks.py")), str(out))
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_fit_leaves_the_same_state_in_each_process_batch_norms_averages_included(ranks):
+    first, second = (rank["batch norm"] for rank in ranks)
+    assert any("running_mean" in name for name in first["state"])
+    assert first == second
+
+
+def test_fit_treats_idle_parameters_in_two_processes_as_in_one(ranks, float32):
+    """Not even weight decay moves a parameter without a gradient, used by nothing or by a recorded term alone."""
+    first, second = (rank["idle"] for rank in ranks)
+    alone = with_idle_parameters(Runtime(torch.device("cpu")))
+    assert first == second
+    assert first["state"]["unused"] == first["state"]["recorded"] == [1.0] * 3
+    assert first["others"] == pytest.approx(alone["others"], rel=1e-9)
+    for name, values in alone["state"].items():
+        assert first["state"][name] == pytest.approx(values, rel=1e-7, abs=1e-9)
+
+
+def test_early_stopping_stops_all_processes_together(ranks):
+    first, second = (rank["early"] for rank in ranks)
+    assert first == second
+    losses = first["losses"]
+    best, loss = first["best"]
+    assert 2 < len(losses) < 300
+    assert (len(losses), losses[best - 1], min(losses)) == (best + 2, loss, loss)
+
+
+@pytest.mark.parametrize(
+    ("what", "word"),
+    [
+        ("other images", "sha256 of x"),
+        ("other numbers of images", "its n is 96"),
+        ("other epochs", "its epochs is 3"),
+        ("other seeds", "its seed is 1"),
+        ("other objectives", "its objective is 'objective 1'"),
+    ],
+)
+def test_fit_refuses_processes_that_do_not_train_the_same_in_each_of_them(what, word, ranks):
+    for rank in ranks:
+        assert "processes must" in rank[what]
+        assert word in rank[what]
 
 
 def test_run_with_two_processes_writes_one_record(tmp_path):
