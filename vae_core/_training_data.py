@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vae_core._support import check_support
+from vae_core.likelihoods import num_parameters
+from vae_core.models import Autoencoder
 from vae_core.runtime import evaluation_mode, random_state, unit_interval
 
 ROWS = 1024  # that are looked at together where not all data are in the support
@@ -39,16 +41,17 @@ def check_data(model: Any, x: Tensor, objective: Callable, further: Callable[[sl
 
 
 def _decoded(model: Any) -> Distribution | None:
-    """p(x|z) at one code; None for a model that does not decode codes alone."""
+    """p(x|z) at one code (of our models at one output, so that no code is decoded); None where codes do not suffice."""
     if not hasattr(model, "likelihood"):
         return None
+    weight = next(model.parameters())
     try:
         with evaluation_mode(model), torch.no_grad(), random_state(0):
-            weight = next(model.parameters())
-            if condition_dim := getattr(model, "condition_dim", 0):
-                model = model.given(weight.new_zeros(condition_dim))
-            z = model.prior.sample((1,)) if hasattr(model, "prior") else weight.new_zeros(1, model.latent_dim)
-            return model.likelihood(z)
+            if getattr(type(model), "likelihood", None) is Autoencoder.likelihood:
+                per_pixel = num_parameters(model.output_distribution)
+                shape = (per_pixel, *model.input_shape) if per_pixel > 1 else model.input_shape
+                return model.output_distribution(weight.new_zeros(1, *shape))
+            return model.likelihood(model.prior.sample((1,)))
     except Exception:  # a model of another kind; if it is broken, the first step says so
         return None
 

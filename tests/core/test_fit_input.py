@@ -8,10 +8,12 @@ import pytest
 import torch
 from checks import refused
 from torch import Tensor, nn
+from torch.distributions import Independent
 from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader, TensorDataset
 from training_runs import flat, network, same_state, squared_error, timeless, train, x
 
+from vae_core.distributions import standard_normal
 from vae_core.likelihoods import LIKELIHOODS, NegativeBinomialCounts
 from vae_core.models import VAE, mlp_autoencoder, mlp_conditional_vae, mlp_vae
 from vae_core.objectives import elbo, elbo_terms, iwae_bound, reconstruction_log_likelihood
@@ -242,6 +244,44 @@ def test_fit_asks_no_likelihood_that_does_not_see_the_data(x):
     train(beside, lambda model, batch: elbo(model, batch[:, :1]), epochs=1)
     train(2 * x - 1, squared_error, epochs=1)
     train(2 * x - 1, lambda model, batch: -model(batch.flatten(1)).square().mean(1), nn.Linear(64, 3), epochs=1)
+
+
+def test_fit_decodes_nothing_beside_the_batches(x):
+    """Chapter 07 counts the decoder's passes."""
+    model, passes = network(), []
+    model.decoder.register_forward_hook(lambda _layer, _inputs, output: passes.append(len(output)))
+    train(x, model=model, epochs=1)
+    assert passes == [64] * 4
+
+
+class Poisson(nn.Module):
+    """A model of counts without our base class: q is its prior."""
+
+    def __init__(self, p: int) -> None:
+        super().__init__()
+        self.log_rate = nn.Parameter(torch.zeros(p))
+
+    @property
+    def prior(self):
+        return standard_normal(2, like=self.log_rate)
+
+    def posterior(self, x: Tensor):
+        return self.prior.expand(x.shape[:1])
+
+    def likelihood(self, z: Tensor):
+        rate = self.log_rate.exp().expand(*z.shape[:-1], -1)
+        return Independent(torch.distributions.Poisson(rate, validate_args=False), 1)
+
+
+def test_fit_asks_other_peoples_models_too():
+    counts = torch.poisson(torch.tensor([0.5, 3.0, 8.0]).expand(500, -1))
+    model = Poisson(3)
+    fit(model, counts, elbo, epochs=200, batch_size=500, learning_rate=0.1)
+    assert torch.allclose(model.log_rate.exp(), counts.mean(0), atol=1e-3)  # the maximum of the likelihood
+    for bad in (counts - 1, counts / 2):
+        with refused(ValueError, "x must"):
+            fit(Poisson(3), bad, elbo, epochs=1)
+    fit(Poisson(3), counts / 2, lambda model, batch: elbo(model, 2 * batch), epochs=1)
 
 
 def test_fit_asks_about_the_support_once_and_changes_nothing_by_it(x, monkeypatch):
