@@ -14,7 +14,10 @@ def check_support(distribution: Distribution, x: Tensor, name: str = "x") -> Non
     base: Any = distribution
     while isinstance(base, Independent):
         base = base.base_dist
-    values = torch.unique(x) / 255 if x.dtype == torch.uint8 else x
+    values = x
+    if x.dtype == torch.uint8:
+        low, high = (value.item() for value in x.aminmax())
+        values = torch.arange(low, high + 1, device=x.device) / 255
     support = constraints.unit_interval if isinstance(base, Bernoulli | ContinuousBernoulli) else None
     if hasattr(base, "num_levels"):
         scaled = values * (base.num_levels - 1)

@@ -214,6 +214,7 @@ def _step(model: nn.Module, data: _Data, objective, optimizer, reduction, runtim
 def _nothing_lost(model: nn.Module, history: History, stop: EarlyStopping | None) -> Iterator[None]:
     """Training mode within; whatever ends it, the history travels with an exception, and evaluation mode follows."""
     model.train()
+    torch.clear_autocast_cache()  # within torch.autocast it holds weights of before a checkpoint was read
     try:
         yield
     except BaseException as error:

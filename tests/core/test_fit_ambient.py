@@ -7,7 +7,7 @@ import pytest
 import torch
 from checks import refused
 from torch import Tensor
-from training_runs import network, same_state, squared_error, timeless, train, x
+from training_runs import changed_at, network, same_state, squared_error, timeless, train, x
 
 from vae_core.evaluation import evaluate
 from vae_core.models import VAE
@@ -91,20 +91,37 @@ def test_fit_leaves_no_old_weights_in_autocasts_cache(x):
     assert all(torch.equal(*pair) for pair in seen)
 
 
+def test_fit_leaves_no_old_weights_in_autocasts_cache_after_an_error_or_a_resumption(x, tmp_path):
+    def fail(value: Tensor) -> Tensor:
+        raise RuntimeError
+
+    settings = dict(epochs=4, checkpoint=tmp_path / "c.pt", fingerprint="the ELBO")
+    with bfloat16():
+        model = network()
+        with pytest.raises(RuntimeError):
+            train(x, changed_at(11, fail), model, **settings)
+        assert torch.equal(model.encode(x[:4]), fresh(model, x[:4]))
+        used = network()
+        used.encode(x[:4])  # so that its first weights are in the cache
+        resumed, _ = train(x, model=used, resume=True, **settings)
+        expected, _ = train(x, epochs=4)
+    assert same_state(resumed, expected)
+
+
 def fresh(model: VAE, x: Tensor) -> Tensor:
     with bfloat16(cache_enabled=False):
         return model.encode(x)
 
 
 def test_fit_sums_losses_in_32_bits_within_autocast(x):
-    """256 values of about 40 nats would be rounded to multiples of 64 in bfloat16."""
+    """The sum of 250 values of 40.5 nats would be rounded to a multiple of 64 in bfloat16."""
 
     def objective(model: VAE, batch: Tensor):
         value = elbo(model, batch)
         return value, {"part": (value - value + 40.5).bfloat16()}
 
     with bfloat16():
-        row = train(x, objective, epochs=1, batch_size=256)[1][0]
+        row = train(x[:250], objective, epochs=1, batch_size=250)[1][0]
     assert row["part"] == 40.5
 
 
