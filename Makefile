@@ -11,11 +11,12 @@ assert json.load(page)["vulnerabilities"]
 endef
 export KNOWN_HOLE
 
-.PHONY: help book pdf linkcheck test mutants again lint lab notebooks reproduce bench venv clean
+.PHONY: help book pdf linkcheck check test mutants again lint lab notebooks reproduce bench venv clean
 help:
 	@echo "make book       execute the notebooks (cached) and build the HTML"
 	@echo "make pdf        one PDF of the book, through Chromium"
 	@echo "make linkcheck  whether every external link of the book answers"
+	@echo "make check      lint and the tests of the module: what one runs while working"
 	@echo "make test       unit tests, notebooks as regression tests, the built pages in a browser"
 	@echo "make mutants    change formulas one at a time and see whether a test notices (half an hour)"
 	@echo "make again      run each cell twice, from another folder (half an hour)"
@@ -47,6 +48,9 @@ linkcheck: $(READY)
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
+
+check: lint
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow" tests/core
 
 mutants: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py

@@ -46,7 +46,8 @@ def config(execute: bool) -> dict:
     settings["sphinx"]["local_extensions"] = dict.fromkeys(("docstrings", "citations"), str(ROOT / "book"))
     if execute:
         # what notebooks import or read, which the execution cache cannot see by itself
-        cache = CACHES / digest([*ROOT.glob("vae_core/*.*"), *ROOT.glob("book/results/*.*")])
+        module = [path for path in ROOT.glob("vae_core/**/*.*") if path.parent.name != "__pycache__"]
+        cache = CACHES / digest([*module, *ROOT.glob("book/results/*.*")])
         for stale in [old for old in CACHES.glob("*") if old != cache]:
             shutil.rmtree(stale)
         settings["execute"]["cache"] = str(cache)

@@ -4,12 +4,12 @@ The flat core (a file imports only from files above it, and never from the two f
 
 =====================  =========================================================================
 `runtime`              device, seeds, ranks; how stored images become a batch
-`_stored`              cached arrays
-`_folder`              images in folders
 `_tensors`             from what holds real numbers to a tensor
-`_reading`             map-style Datasets, read once
-`_inputs`              data and labels at the door
-`data`                 `load(name)`: digits, MNIST, Fashion-MNIST, CIFAR-10, SVHN
+`_stored`              data sets as torchvision keeps them, and our own cache of them
+`_folder`              folders of images: which files, in which split, cut to which size
+`_reading`             map-style Datasets, read once into memory
+`_inputs`              the checks of data and labels: `as_images`, `as_labels`
+`data`                 `load(name)` and `from_folder(path, size)`: real images with their labels
 `distributions`        Gaussians, their KL divergences, the density of a reparameterized draw
 `pixel_distributions`  distributions of pixels that torch lacks, or lacks in 32 bits
 `likelihoods`          from a decoder's output to p(x|z)

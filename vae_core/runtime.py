@@ -80,7 +80,8 @@ class Runtime:
 def devices() -> list[str]:
     """Return the names of the devices that torch finds on this machine: `["cpu", "cuda:0", "cuda:1"]`, say."""
     mps = ["mps"] if torch.backends.mps.is_available() else []
-    return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())), *mps]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ["cpu", *(f"cuda:{index}" for index in range(count)), *mps]
 
 
 def _processor() -> str:
@@ -102,9 +103,6 @@ def seed_everything(seed: int) -> None:
 def as_int(value: Any) -> Any:
     """Return a NumPy integer as a Python int; return any other value, including bool, unchanged."""
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
-
-
-whole = as_int  # the former name, until `training` and `experiments` use the new one
 
 
 def positive_int(name: str, value: Any, least: int = 1) -> int:

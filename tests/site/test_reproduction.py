@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import reproduction
 
+from vae_core.experiments import records as kept
 from vae_core.experiments import registry
-from vae_core.experiments.run import records as kept
 
 
 def made_record(seed: int, loss: float) -> dict:
