@@ -9,6 +9,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from vae_core._training_data import checked_input
 from vae_core.runtime import Runtime, dtype_of, random_state, unit_interval
 
 RESERVED = ("epoch", "loss", "seconds")  # what a row of the history holds besides the terms
@@ -219,7 +220,8 @@ class _Objective(nn.Module):
         self.model, self.function = model, objective
 
     def forward(self, batch: Tensor, *further: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        result = self.function(self.model, batch, *further)
+        with checked_input():  # `fit` has looked at all data
+            result = self.function(self.model, batch, *further)
         value, terms = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
         _check_values(value, "the objective", "one value per image", batch)
         if torch.is_grad_enabled() and not value.requires_grad:

@@ -1,5 +1,6 @@
 """Whether data lie where a model's likelihood has its support: asked once, before anything is trained."""
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from vae_core import runtime
 from vae_core._support import check_support
 from vae_core.likelihoods import num_parameters
 from vae_core.models import Autoencoder
 from vae_core.runtime import evaluation_mode, random_state, unit_interval
 
+# Within it objectives do not look at values themselves. Branch `evaluation` defines it: import it there once merged.
+checked_input = getattr(runtime, "checked_input", contextlib.nullcontext)
 ROWS = 1024  # that are looked at together where not all data are in the support
 
 
@@ -77,7 +81,7 @@ def _outside(likelihood: Distribution, x: Tensor) -> bool:
 
 def _asks_inside(model: Any, batch: Tensor, objective: Callable, further: tuple) -> bool:
     try:
-        with evaluation_mode(model), torch.no_grad(), random_state(0):
+        with evaluation_mode(model), torch.no_grad(), random_state(0), checked_input():
             objective(_watched(model), batch, *further)
     except _OutsideSupportError:
         return False

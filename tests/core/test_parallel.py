@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from vae_core._steps import GraphedStep, Step
 from vae_core.models import mlp_autoencoder, mlp_vae
 from vae_core.objectives import beta_elbo_terms, elbo_terms, linear_warm_up, reconstruction_log_likelihood
 from vae_core.runtime import Runtime, device_of
-from vae_core.training import fit
+from vae_core.training import EarlyStopping, fit
 
 SCRIPT = Path(__file__).parents[1] / "trained_together.py"
 gpu = pytest.mark.gpu
@@ -252,6 +253,63 @@ def test_fit_a_run_begun_on_a_cpu_goes_on_on_cuda_and_back(float32, tmp_path):
             history = fit(model, x, reconstruction_log_likelihood, device=kind, **settings)
         losses.append(history[-1]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # on CUDA the order of the images is the CPU's
+
+
+def trained_on(device: str, objective=reconstruction_log_likelihood, **settings) -> tuple[list[float], list[float]]:
+    """Losses, and a few weights, of an auto-encoder, whose objective has no noise: devices differ by rounding alone."""
+    torch.manual_seed(0)
+    x, model = torch.rand(1000, 1, 8, 8), mlp_autoencoder((1, 8, 8), 2, hidden=(32,))
+    settings = dict(epochs=3, batch_size=64, device=device, progress=False) | settings
+    history = fit(model, x, objective, **settings)
+    return [row["loss"] for row in history], model.mean.weight.flatten().tolist()
+
+
+OPTIMIZERS = {
+    "AdamW": torch.optim.AdamW,
+    "momentum": partial(torch.optim.SGD, momentum=0.9),
+    "RMSprop": torch.optim.RMSprop,
+    "foreach": partial(torch.optim.Adam, foreach=True),
+    "eager Adam": partial(torch.optim.Adam, capturable=False),
+}
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_fit_with_each_optimizer_learns_on_cuda_what_it_learns_on_a_cpu(name, schedule, float32):
+    settings = dict(optimizer=OPTIMIZERS[name], schedule=schedule, weight_decay=1e-3)
+    (losses, weights), (expected, wanted) = (trained_on(device, **settings) for device in ("cuda", "cpu"))
+    assert losses == pytest.approx(expected, rel=1e-3)
+    assert weights == pytest.approx(wanted, abs=5e-3)
+
+
+@gpu
+@needs_cuda
+def test_fit_leaves_data_that_do_not_fit_on_the_cpu(float32, monkeypatch):
+    expected = trained_on("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1000, 1000))
+    losses, weights = trained_on("cuda")
+    assert losses == pytest.approx(expected[0], rel=1e-3)
+    assert weights == pytest.approx(expected[1], abs=5e-3)
+
+
+@gpu
+@needs_cuda
+def test_fit_works_with_the_weights_of_each_step_within_autocast_on_cuda(float32):
+    with torch.autocast("cuda", torch.bfloat16):
+        losses, _ = trained_on("cuda", epochs=20, learning_rate=1e-2)
+    assert losses == pytest.approx(trained_on("cpu", epochs=20, learning_rate=1e-2)[0], rel=2e-2)
+
+
+@gpu
+@needs_cuda
+def test_early_stopping_leaves_the_best_state_on_cuda(float32, tmp_path):
+    stop = EarlyStopping(torch.rand(200, 1, 8, 8), patience=2)
+    losses, weights = trained_on("cuda", after_epoch=stop, epochs=30, checkpoint=tmp_path / "c.pt")
+    assert len(losses) == min(stop.best_epoch + 2, 30)
+    again = trained_on("cuda", after_epoch=stop, epochs=30, checkpoint=tmp_path / "c.pt", resume=True)
+    assert again == (losses, weights)
 
 
 @gpu
