@@ -2,17 +2,16 @@
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vae_core import runtime
 from vae_core._support import check_support
-from vae_core.likelihoods import num_parameters
-from vae_core.models import Autoencoder
 from vae_core.runtime import evaluation_mode, random_state, unit_interval
 
 # Within it objectives do not look at values themselves. Branch `evaluation` defines it: import it there once merged.
@@ -45,19 +44,31 @@ def check_data(model: Any, x: Tensor, objective: Callable, further: Callable[[sl
 
 
 def _decoded(model: Any) -> Distribution | None:
-    """p(x|z) at one code (of our models at one output, so that no code is decoded); None where codes do not suffice."""
+    """p(x|z) at one code; None for a model for which a code, and a condition if it takes one, do not suffice."""
     if not hasattr(model, "likelihood"):
         return None
     weight = next(model.parameters())
     try:
-        with evaluation_mode(model), torch.no_grad(), random_state(0):
-            if getattr(type(model), "likelihood", None) is Autoencoder.likelihood:
-                per_pixel = num_parameters(model.output_distribution)
-                shape = (per_pixel, *model.input_shape) if per_pixel > 1 else model.input_shape
-                return model.output_distribution(weight.new_zeros(1, *shape))
-            return model.likelihood(model.prior.sample((1,)))
+        with evaluation_mode(model), torch.no_grad(), random_state(0), _without_hooks(model):
+            if condition_dim := getattr(model, "condition_dim", 0):
+                model = model.given(weight.new_zeros(condition_dim))
+            z = model.prior.sample((1,)) if hasattr(model, "prior") else weight.new_zeros(1, model.latent_dim)
+            return model.likelihood(z)
     except Exception:  # a model of another kind; if it is broken, the first step says so
         return None
+
+
+@contextlib.contextmanager
+def _without_hooks(model: nn.Module) -> Iterator[None]:
+    """The user's forward hooks, which may count, do not run within."""
+    hooks = {module: module._forward_hooks for module in model.modules()}
+    for module in hooks:
+        module._forward_hooks = OrderedDict()
+    try:
+        yield
+    finally:
+        for module, own in hooks.items():
+            module._forward_hooks = own
 
 
 def _transformed(model: Any, likelihood: Distribution, x: Tensor, objective: Callable, further: Callable) -> bool:
