@@ -23,10 +23,10 @@ def digest_of(tensor: Tensor) -> str:
 def describe(value: Any, depth: int = 4) -> str:
     """Return what an objective, an optimizer or one of their arguments is, in words that say all that decides it.
 
-    A function is its qualified name, the numbers, strings and tensors that it closes over or finds as globals, and the
-    functions among them; functions from outside of `vae_core` also count with their compiled code, which depends on the
-    version of Python. A partial is its function and arguments. Any other object is the name of its type, so changes
-    inside of objects, lists and modules are not seen.
+    A function of `vae_core` is its qualified name. Any other one is its name, its compiled code (which depends on the
+    version of Python), and the numbers, strings, tensors and functions that it closes over or finds as globals of its
+    module. A partial is its function and arguments. Any other object is the name of its type, so changes inside of
+    objects, lists and modules are not seen.
 
     Args:
         value: anything.
@@ -57,8 +57,8 @@ def _plain(value: Any) -> str:
 
 
 def _function(function: FunctionType, depth: int) -> str:
-    name = _qualified(function)
-    if depth == 0:
+    name, ours = _qualified(function), (function.__module__ or "").split(".")[0] == "vae_core"
+    if depth == 0 or (ours and "<locals>" not in name):
         return name
     try:
         found = inspect.getclosurevars(function)
@@ -67,7 +67,7 @@ def _function(function: FunctionType, depth: int) -> str:
     inner = dict(found.nonlocals)
     inner |= {key: each for key, each in found.globals.items() if _plain(each) or _beside(function, each)}
     words = [f"{key}={describe(each, depth - 1)}" for key, each in sorted(inner.items())]
-    if function.__module__.split(".")[0] != "vae_core":
+    if not ours:
         name += f"#{hashlib.sha256(_code(function.__code__, function.__doc__)).hexdigest()[:8]}"
     return name + (f"[{', '.join(words)}]" if words else "")
 

@@ -315,14 +315,23 @@ def test_fit_refuses_to_resume_without_a_checkpoint_or_with_a_folder(x, tmp_path
 
 
 def test_describe_says_what_decides_a_function():
-    assert describe(partial(elbo_terms, kl="monte_carlo", num_samples=np.int64(3))).startswith(
-        "vae_core.objectives.elbo_terms"
-    )
-    assert describe(partial(elbo_terms, 3)) != describe(partial(elbo_terms, 4))
+    sampled = partial(elbo_terms, kl="monte_carlo", num_samples=np.int64(3))
+    assert describe(sampled) == "vae_core.objectives.elbo_terms(kl='monte_carlo', num_samples=3)"
     assert describe(torch.optim.Adam) == "torch.optim.adam.Adam"
+    assert describe(linear_warm_up(0.3)) == "vae_core.objectives.linear_warm_up.<locals>.<lambda>[share=0.3]"
     assert describe(torch.ones(2)) != describe(torch.zeros(2))
-    assert describe(nn.Linear(1, 1)) == describe(nn.Linear(1, 1))
+    assert describe(nn.Linear(1, 1)) == describe(nn.Linear(1, 1)) == "torch.nn.modules.linear.Linear"
     assert describe(labelled) == describe(labelled) != describe(shifted)
+
+
+def test_describe_ends_with_functions_that_call_each_other():
+    def even(n: int) -> bool:
+        return n == 0 or odd(n - 1)
+
+    def odd(n: int) -> bool:
+        return n > 0 and even(n - 1)
+
+    assert describe(even) == describe(even) != describe(odd)
 
 
 def test_digest_of_depends_on_shape_type_and_every_byte():
