@@ -40,7 +40,9 @@ class EarlyStopping:
         best_epoch: the number of the best epoch, from 1; 0 before there is one.
         best_loss: its validation loss, nats per datum.
 
-    Raises ValueError for a patience or seed out of range; what `fit` raises for x and y, when it starts.
+    Raises:
+        ValueError: The patience or seed is out of range. Data and labels are checked when `fit` starts.
+
     Source: Goodfellow, Bengio and Courville (2016), algorithm 7.1.
     """
 

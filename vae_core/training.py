@@ -111,11 +111,17 @@ def fit(
             join the row. It may draw random numbers without effect on the training. An `EarlyStopping` stops it.
         progress: whether a bar is drawn.
 
-    Returns: one dict per epoch.
+    Returns:
+        The history, one dict per epoch.
 
-    Raises ValueError or TypeError for arguments out of range, data outside of the likelihood's support, a checkpoint of
-    another run, an objective whose values or terms have another shape than (B,), a name in a row that is there already;
-    FileExistsError if the checkpoint exists and `resume` is False; NonFiniteLossError.
+    Raises:
+        ValueError: An argument is out of range; data lie outside of the likelihood's support; the checkpoint is of
+            another run; the objective's values or terms have another shape than (B,), or do not depend on the
+            parameters; a name is in the row already; processes differ.
+        TypeError: An argument, or what a function returns, is of another type.
+        FileExistsError: The checkpoint exists, and `resume` is False.
+        NonFiniteLossError: The loss, a term or a parameter became nan or infinite.
+
     Source: Chen Algorithm 1, listing A.2 (`train`); one cycle: Smith and Topin (2019).
     """
     check_callables(objective, optimizer, anneal, after_epoch)
