@@ -485,7 +485,7 @@ def passes_of_fit(x: torch.Tensor, runtime: Runtime, model: dict, objective: Cal
     """Epochs of `fit`; the first one, with its warm-up and capture, is told apart."""
     torch.manual_seed(0)
     history = training.fit(
-        mlp_vae((1, 28, 28), **model), x, objective, runtime=runtime, progress=False, **settings
+        mlp_vae((1, 28, 28), **model), x, objective, device=runtime, progress=False, **settings
     )  # fmt: skip
     first, *rest = (len(x) / row["seconds"] for row in history)
     return {"images_per_second": median(rest), "passes": rest, "first_pass": first, "loss": history[-1]["loss"]}
@@ -534,7 +534,7 @@ def first_steps(plan: Plan) -> None:
     with survived(plan.out / "failures" / "first-steps.txt") as went:
         write_record(machine(plan), plan.out / "gpu-machine.json")
         model, x = mlp_vae((1, 28, 28), 2), torch.randint(0, 256, (1000, 1, 28, 28), dtype=torch.uint8)
-        history = training.fit(model, x, elbo_terms, epochs=3, runtime=Runtime.detect(plan.device), progress=False)
+        history = training.fit(model, x, elbo_terms, epochs=3, device=plan.device, progress=False)
         assert history[-1]["loss"] < history[0]["loss"]
     sys.exit(0 if went else 1)
 

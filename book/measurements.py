@@ -19,7 +19,7 @@ from vae_core.data import Dataset, check_writable, load
 from vae_core.evaluation import kl_per_unit, linear_probe, neighbour_accuracy, reconstruction_mse, sharpness
 from vae_core.experiments.records import default_out, load_trained, provenance, write_record
 from vae_core.experiments.registry import find
-from vae_core.experiments.run import losses
+from vae_core.experiments.run import fit_settings, losses
 from vae_core.experiments.setups import build, objective_of, prepare
 from vae_core.linear import PCA
 from vae_core.runtime import Runtime, evaluation_mode, random_state, save_tensors, unit_interval
@@ -38,7 +38,8 @@ def trained(name: str, dataset: Dataset, seed: int | None = None, epochs: int | 
         return load_trained(name)
     model = build(experiment, seed)
     x, (objective, anneal) = prepare(experiment, dataset, seed).x_train, objective_of(experiment, model)
-    fit(model, x, objective, epochs=epochs or experiment.epochs, seed=seed, anneal=anneal, **experiment.training)
+    settings = fit_settings(experiment.training)
+    fit(model, x, objective, epochs=epochs or experiment.epochs, seed=seed, anneal=anneal, **settings)
     return model.eval()
 
 

@@ -36,6 +36,7 @@ from vae_core.experiments.contrastive import (
 )
 from vae_core.experiments.records import default_out, load_trained, provenance, write_record
 from vae_core.experiments.registry import FAST, find
+from vae_core.experiments.run import fit_settings
 from vae_core.linear import PCA
 from vae_core.models import Autoencoder, conv_vae, mlp_autoencoder, mlp_vae
 from vae_core.networks import conv_decoder, conv_encoder, feature_map
@@ -93,7 +94,7 @@ def reconstructive(task: Task, kind: str, x: Tensor, d: int, seed: int) -> nn.Mo
     weight = linear_warm_up(WARM_UP)
     anneal = None if auto else lambda progress: BETA * weight(progress)
     objective = reconstruction_log_likelihood if auto else beta_elbo_terms
-    settings = FAST | dict(learning_rate=task.rate)
+    settings = fit_settings(FAST | dict(learning_rate=task.rate))
     fit(model, x, objective, epochs=task.epochs, anneal=anneal, seed=seed, progress=False, **settings)
     return model
 
@@ -104,7 +105,7 @@ def contrastive(task: Task, views: Callable, x: Tensor, d: int, seed: int, epoch
     model = (mlp_contrastive if task.dense else conv_contrastive)(tuple(x.shape[1:]), d)
     objective = partial(simclr_objective, views=views, temperature=TEMPERATURE)
     epochs = task.contrastive_epochs if epochs is None else epochs
-    settings = FAST | dict(learning_rate=task.contrastive_rate)
+    settings = fit_settings(FAST | dict(learning_rate=task.contrastive_rate))
     fit(model, x, objective, epochs=epochs, seed=seed, progress=False, **settings)
     return model
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vae_core.data import load
 from vae_core.experiments.records import commit, default_out, versions, write_record
 from vae_core.experiments.registry import find
+from vae_core.experiments.run import fit_settings
 from vae_core.models import mlp_vae
 from vae_core.objectives import elbo_terms
 from vae_core.runtime import Runtime
@@ -34,7 +35,7 @@ Pass = Callable[[], None]
 
 def ours(x: Tensor, runtime: Runtime, network: dict, training: dict, objective: Callable = elbo_terms) -> Pass:
     model = mlp_vae((1, 28, 28), **network)
-    training = {"epochs": 1, "progress": False, "runtime": runtime} | training
+    training = {"epochs": 1, "progress": False, "device": runtime} | training
     return lambda: fit(model, x, objective, **training)
 
 
@@ -103,7 +104,7 @@ def rows(x: Tensor, root: Path, runtime: Runtime, rounds: int) -> list[dict]:
 def quality(x: Tensor, way: Pass, runtime: Runtime, rounds: int) -> list[dict]:
     """The preset `fast` against the thesis' 20 epochs, in our loop and in its own: ratios of whole wall times."""
     thesis, fast = find("chen-mnist-d20"), find("fast-mnist-d20")
-    fast_pass, thesis_pass = (ours(x, runtime, e.model, dict(e.training)) for e in (fast, thesis))
+    fast_pass, thesis_pass = (ours(x, runtime, e.model, fit_settings(e.training)) for e in (fast, thesis))
     table, scale = [], thesis.epochs / fast.epochs
     for what, other in ((f"time of {thesis.epochs} epochs of ours", thesis_pass), ("time of the thesis' way", way)):
         row = compare(f"preset fast ({fast.epochs} epochs): {what}", fast_pass, other, 4 / scale, rounds, runtime)

@@ -8,7 +8,8 @@ from pathlib import Path
 import vae_core
 
 PACKAGE = Path(vae_core.__file__).parent
-FOLDERS = ("interactive", "experiments")
+PRIVATE = ("_checks", "_files", "_training")  # what the core stands on
+FOLDERS = ("interactive", "experiments")  # what uses it
 
 
 def named(package: str) -> list[str]:
@@ -16,9 +17,14 @@ def named(package: str) -> list[str]:
     return re.findall(r"^`(\w+)`  ", importlib.import_module(package).__doc__, re.MULTILINE)
 
 
-# Every module, each after those that it may import: the flat core, then the two folders.
+def inside(folder: str) -> list[str]:
+    return [f"{folder}.{name}" for name in named(f"vae_core.{folder}")]
+
+
 CORE = named("vae_core")
-MODULES = [*CORE, *(f"{folder}.{name}" for folder in FOLDERS for name in named(f"vae_core.{folder}"))]
+BELOW = [module for folder in PRIVATE for module in inside(folder)]
+ABOVE = [module for folder in FOLDERS for module in inside(folder)]
+MODULES = [*BELOW, *CORE, *ABOVE]
 
 
 def path_of(module: str) -> Path:
@@ -39,7 +45,7 @@ def imported(path: Path) -> set[str]:
 
 def _modules(base: str, names: list[ast.alias]) -> set[str]:
     """`from vae_core.x import y` imports x, or x.y where x is a folder."""
-    if base in ("", *FOLDERS):
+    if base in ("", *PRIVATE, *FOLDERS):
         paths = [f"{base}.{alias.name}".strip(".") for alias in names if alias.name != "__version__"]
         return set(paths)
     return {base}

@@ -40,7 +40,7 @@ TESTS = {  # the tests that are about the module
         "test_importance",
         "test_inference_gap",
         "test_bad_input",
-        "test_training",
+        "test_evaluate",
     ],
     "likelihoods": ["test_likelihoods", "test_models"],
     "experiments.contrastive": ["test_contrastive"],

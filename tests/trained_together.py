@@ -32,7 +32,7 @@ def train(runtime: Runtime, reduction: str, epochs: int = 3) -> tuple[list[dict]
     x = load("digits").x_train[:500].double()
     x = torch.cat([x, torch.randn_like(x)], 1)
     model = mlp_vae((1, 8, 8), 2, hidden=(16,), batch_norm=False)
-    settings = dict(epochs=epochs, batch_size=32, reduction=reduction, runtime=runtime, progress=False)
+    settings = dict(epochs=epochs, batch_size=32, reduction=reduction, device=runtime, progress=False)
     history = fit(model, x, elbo_with_given_noise, **settings)
     return history, model.mean.weight.flatten().tolist()
 

@@ -1,41 +1,30 @@
 """Variational autoencoders, with the names and symbols of the book's pages.
 
-The flat core (a file imports only from files above it, and never from the two folders):
+The flat core (a file imports only from files above it):
 
 =====================  =========================================================================
 `runtime`              device, seeds, ranks; how stored images become a batch
-`_tensors`             from what holds real numbers to a tensor
-`_stored`              data sets as torchvision keeps them, and our own cache of them
-`_folder`              folders of images: which files, in which split, cut to which size
-`_reading`             map-style Datasets, read once into memory
-`_inputs`              the checks of data and labels: `as_images`, `as_labels`
 `data`                 `load(name)` and `from_folder(path, size)`: real images with their labels
 `distributions`        Gaussians, their KL divergences, the density of a reparameterized draw
 `pixel_distributions`  distributions of pixels that torch lacks, or lacks in 32 bits
-`_support`             whether data lie in the support of p(x|z)
 `likelihoods`          from a decoder's output to p(x|z)
 `networks`             bare maps: `mlp`, `conv_encoder`, `conv_decoder`
-`_model_files`         what `models.save` and `models.load` write and read
 `models`               `VAE`, `ConditionalVAE` and `Autoencoder`, and the functions that build them
-`_model_outputs`       what a model is given, and what it returns, checked where they enter
 `objectives`           `elbo`, `iwae_bound`, `log_weights`: one value per datum, nats, maximised
 `_detached`            a distribution without its gradients
 `gradients`            estimators of a gradient under the expectation: `score_function`, `pathwise`, ...
 `inference`            q datum by datum, variational EM, annealed importance sampling
-`_held_out`            held-out data in batches, each beside its own conditions
 `evaluation`           figures on held-out data: losses, log p(x), gaps, active units, probes
-`_estimator`           linear models as scikit-learn estimators: tables in and out
 `_missing`             rows of which a part is observed
 `_linear_gaussian`     what the linear models share
 `linear`               `PCA`, `PPCA`, `FactorAnalysis`, exactly
 `quadrature`           `QuadratureModel`: nonlinear models with one latent number, exactly
-`_checkpoints`         what an interrupted training needs to go on
-`_steps`               one step of training, on a CPU, a CUDA device or several processes
 `training`             `fit`: the one training loop
 `plots`                arrays in, Axes out
 =====================  =========================================================================
 
-Two folders use it: `interactive` holds the widgets, `experiments` the recorded runs and the command line.
+It stands on `_checks` (what comes in), `_files` (what is kept on disk) and `_training` (the parts of `fit`). Two
+folders use it: `interactive` holds the widgets, `experiments` the recorded runs and the command line.
 Import what you use from its file: ``from vae_core.objectives import elbo``.
 
 Sources that docstrings name in short:

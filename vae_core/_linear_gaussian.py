@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from vae_core._estimator import LinearModel, as_tensor, like, whole_number
+from vae_core._checks.tables import LinearModel, as_tensor, like, whole_number
 from vae_core._missing import FLOOR, Conditional, Imputation, Rows, em_step, has_nan
 from vae_core.distributions import kl_divergence, standard_normal
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_core._folder import check_settings, list_images, read_folder
-from vae_core._stored import ARRAYS, SOURCES, Arrays, check_writable, read_cache, read_torchvision, write_cache
+from vae_core._files.folder import check_settings, list_images, read_folder
+from vae_core._files.stored import ARRAYS, SOURCES, Arrays, check_writable, read_cache, read_torchvision, write_cache
 from vae_core.runtime import project_folder
 
 

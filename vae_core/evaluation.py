@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from vae_core._held_out import Terms, conditions_of, means_of, terms_of
-from vae_core._inputs import as_labels
-from vae_core._model_outputs import check_latent, model_input, read_input
+from vae_core._checks.held_out import Terms, conditions_of, means_of, terms_of
+from vae_core._checks.inputs import as_labels
+from vae_core._checks.model_outputs import check_latent, model_input, read_input
 from vae_core.distributions import diagonal_normal, log_variance, marginals
 from vae_core.inference import WithPosterior, fit_posterior, log_mean_exp
 from vae_core.objectives import Codec, LatentVariableModel, elbo_terms, log_weights, reconstruction_log_likelihood

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from vae_core._checks.model_outputs import check_shape, values_of
 from vae_core._detached import without_gradients
-from vae_core._model_outputs import check_shape, values_of
 from vae_core.distributions import shapes_broadcast
 from vae_core.runtime import gradients_recorded, positive_int
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
-from vae_core._model_outputs import check_latent, expanded_prior, log_likelihood_of, model_input
+from vae_core._checks.model_outputs import check_latent, expanded_prior, log_likelihood_of, model_input
 from vae_core.distributions import diagonal_normal, log_variance
 from vae_core.gradients import stop_gradient
 from vae_core.objectives import LatentVariableModel, elbo

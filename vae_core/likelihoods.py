@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from vae_core._support import check_support as check_support
+from vae_core._checks.support import check_support as check_support
 from vae_core.pixel_distributions import (
     IMAGE_DIMS,
     ContinuousBernoulli,

@@ -23,7 +23,7 @@ from sklearn.exceptions import ConvergenceWarning as ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from vae_core._estimator import LinearModel, like, read_table
+from vae_core._checks.tables import LinearModel, like, read_table
 from vae_core._linear_gaussian import (
     Covariance,
     LinearGaussian,

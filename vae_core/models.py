@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from vae_core import likelihoods
-from vae_core._model_files import load as load
-from vae_core._model_files import remember_arguments
-from vae_core._model_files import save as save
-from vae_core._tensors import as_tensor
+from vae_core._checks.tensors import as_tensor
+from vae_core._files.model_files import load as load
+from vae_core._files.model_files import remember_arguments
+from vae_core._files.model_files import save as save
 from vae_core.distributions import diagonal_normal, standard_normal
 from vae_core.networks import conv_decoder, conv_encoder, feature_map, mlp, positive_integers, validate_images
 from vae_core.runtime import as_int, evaluation_mode, positive_int

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vae_core._model_outputs import check_latent, log_likelihood_of
+from vae_core._checks.model_outputs import check_latent, log_likelihood_of
 from vae_core.distributions import kl_divergence, marginals
 from vae_core.runtime import can_read_values, positive_int
 

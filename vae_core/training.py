@@ -1,227 +1,238 @@
 """The one training loop: maximise any objective on a CPU, a CUDA device or several processes."""
 
-import copy
-import os
-import time
-from collections.abc import Callable
-from math import ceil, cos, inf, pi
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.optim import Adam, Optimizer
 from tqdm.auto import tqdm
 
-from vae_core import _checkpoints
-from vae_core._steps import GraphedStep, Step
-from vae_core.runtime import Runtime, as_int, check_seed, evaluation_mode, random_state, unit_interval
+from vae_core._checks.inputs import as_images, as_labels
+from vae_core._training import checkpoints
+from vae_core._training.early_stopping import EarlyStopping
+from vae_core._training.epochs import NonFiniteLossError, Schedule, figures_of, one_cycle, train_epoch, training_seed
+from vae_core._training.fingerprints import describe, digest_of
+from vae_core._training.settings import (
+    check_batches,
+    check_callables,
+    check_model,
+    check_numbers,
+    find_runtime,
+    make_optimizer,
+)
+from vae_core._training.steps import GraphedStep, Step
+from vae_core._training.support import check_data
+from vae_core.runtime import Runtime, dtype_of, positive_int, progress_bar, random_state
+
+__all__ = ["EarlyStopping", "History", "NonFiniteLossError", "Objective", "fit", "one_cycle", "training_seed"]
 
 Objective = Callable[..., Tensor | tuple[Tensor, dict[str, Tensor]]]  # of the model, a batch, and what `fit` adds
 History = list[dict[str, float]]
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss or a parameter became nan or infinite; the model holds the parameters of the last good epoch."""
+VALIDATION = "the validation data"
 
 
 def fit(
     model: nn.Module,
-    x: Tensor,
+    x: Any,
     objective: Objective,
     *,
     epochs: int,
-    y: Tensor | None = None,
+    y: Any = None,
     batch_size: int = 128,
+    drop_last: bool = False,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
+    optimizer: Callable[..., Optimizer] = Adam,
     reduction: str = "mean",
     schedule: str = "constant",
     anneal: Callable[[float], float] | None = None,
     seed: int = 0,
-    runtime: Runtime | None = None,
+    device: str | torch.device | Runtime | None = None,
     checkpoint: str | Path | None = None,
     resume: bool = False,
+    fingerprint: str | None = None,
+    after_epoch: Callable[[nn.Module], dict[str, float] | None] | None = None,
     progress: bool = True,
-    after_epoch: Callable[[nn.Module], dict[str, float]] | None = None,
-    identity: str = "",
 ) -> History:
-    r"""Train `model` on the images `x` by Adam (`betas` are its decay rates) on minus the objective; one row per epoch.
+    r"""Train `model` on the data `x` by stochastic gradient ascent on the objective; return one row per epoch.
 
     .. math:: \text{loss} = -\frac1{|B|}\sum_{n\in B}\mathcal L(x_n)
               \quad(\texttt{reduction="sum"}: \text{ without } 1/|B|)
 
-    `x` (N, C, H, W) is uint8 or float in [0, 1]; it moves to the device once and stays there, batches are
-    gathered by index. `objective(model, batch)` gives (B,) values to be maximised, or a pair of these and
-    a dict of further (B,) terms to record, as `objectives.elbo_terms` does. A row of the history holds
-    `epoch`, `loss` and the terms (training means per datum, nats) and `seconds`.
+    A row holds `epoch` (from 1), `loss` and the objective's terms (training means per datum, nats), `seconds`, and what
+    `after_epoch` returns. The same seed on the same machine gives the same parameters, bit for bit on a CPU; the
+    caller's random state is left as it was. The model trains with all modules in training mode and comes back in
+    evaluation mode. torch.no_grad and torch.inference_mode around the call have no effect in it; torch.autocast with
+    bfloat16 has, and the weights that it caches are renewed at each step.
 
-    `reduction="sum"` with weight decay w is what the thesis' listing does; it equals `"mean"` with w/|B|.
-    `schedule="one-cycle"` lets the learning rate rise twenty-five-fold over the first 30 % of all steps and fall
-    to nothing by the last one; `learning_rate` is its peak. With `y` (N, ...), a label or condition for each image,
-    the objective is called with its batch too, after that of x. With `anneal` it is called with one more argument,
-    a tensor that holds `anneal(progress)`, progress from 0 to 1 over all steps: a β for
-    `beta_elbo_terms`. The same seed on the same machine gives the same parameters, bit for bit on a CPU; the
-    caller's random state is left as it was. The model comes back in evaluation mode.
+    On a CUDA device the data move there once, if they fit, whole steps are captured in a graph (with Adam or AdamW),
+    and nothing leaves the device within an epoch. With several processes (`torchrun` and a `device`) each takes its
+    part of every batch, and their gradients are averaged (torch's DistributedDataParallel): the same loss as in one
+    process, but each draws its own noise, and batch norm normalises by its own part. Buffers, batch norm's averages
+    say, are those of the first process everywhere.
 
-    With `checkpoint`, everything needed to go on is written there after each epoch; `resume=True` goes on
-    from it; `identity` is kept there too, for what else makes a run what it is (a hash of its config, say).
-    The numbers that `after_epoch(model)` returns, called in evaluation mode, are added to the epoch's row as floats: a
-    test loss, for a curve. It may draw random numbers; training goes on as if it had not. Interrupted (Ctrl-C, a
-    notebook's stop button), the model keeps what it has learnt so far and stands in evaluation mode; the next cell may
-    use it.
+    Nothing is lost when training ends early. Each exception, KeyboardInterrupt too, has the finished epochs' rows as
+    its attribute `history` (in a notebook: `sys.last_value.history`). After Ctrl-C the model has the parameters that it
+    had reached, unless these are no longer finite; after an error those of the last whole epoch. It is in evaluation
+    mode.
 
-    Without a `runtime` the model trains where it is. On a CUDA device whole steps are captured in a graph and
-    nothing leaves the device within an epoch. If the `runtime` is one of several processes (`torchrun`), each
-    takes its part of every batch, and their gradients are averaged (torch's DistributedDataParallel): the same
-    loss as in one process, but each draws noise of its own, and batch norm sees only its own part.
+    Args:
+        model: any module with parameters to train; it moves to the device.
+        x: data (N, ...), images or tables: a tensor, an array or a map-style Dataset, which is read once into memory
+            (without its labels: pass them as `y`). uint8 data are divided by 255, batch by batch; others are converted
+            to the model's precision. They must lie in the support of the model's likelihood, unless the objective
+            transforms them.
+        objective: `objective(model, batch)` returns values (B,) to be maximised, or a pair of these and a dict of
+            further (B,) terms to record, as `objectives.elbo_terms` does.
+        epochs: passes over the data in all, those before a resumption among them.
+        y: a label or condition for each datum, (N,) or (N, c); the objective is called with its batch after that of x.
+        batch_size: of a step, over all processes; the last batch of an epoch may be smaller.
+        drop_last: leave out a last, smaller batch.
+        learning_rate: of the optimizer; the peak of the schedule.
+        weight_decay: of the optimizer. With `reduction="sum"` w is what "mean" makes of w/|B|.
+        optimizer: makes one from (parameters, lr=..., weight_decay=...), such as `torch.optim.AdamW` or
+            `functools.partial(torch.optim.SGD, momentum=0.9)`.
+        reduction: "mean" or "sum" (the thesis' listing).
+        schedule: "constant", or "one-cycle": the learning rate rises twenty-five-fold over the first 30 % of all steps
+            and falls to zero by the last one.
+        anneal: maps progress over all steps, from 0 to 1, to a weight. The objective is called with this weight, a
+            scalar tensor, as its last argument: β for `objectives.beta_elbo_terms`.
+        seed: of shuffling and noise, 0 to 2³² − 1.
+        device: "cpu", "cuda", "cuda:1", "mps", "auto", a torch.device or a `runtime.Runtime`; None: where the model is.
+        checkpoint: a file to which all that is needed to go on is written after each epoch.
+        resume: go on from the checkpoint, if there is one. It must be of the same run: settings, data and functions.
+        fingerprint: a string that says which objective it is, kept in the checkpoint; None: its name, code, arguments
+            and the numbers that it uses, as far as these can be seen (not those inside of objects and lists).
+        after_epoch: called with the model, in evaluation mode, after each epoch; the numbers that it returns by name
+            join the row. It may draw random numbers without effect on the training. An `EarlyStopping` stops it.
+        progress: whether a bar is drawn.
 
-    Raises ValueError for settings out of range, a checkpoint of another run, or an objective of another shape than
-    (B,), TypeError for images of another dtype, FileExistsError if the checkpoint exists and `resume` is False, and
-    NonFiniteLossError.
+    Returns:
+        The history, one dict per epoch.
+
+    Raises:
+        ValueError: An argument is out of range; data lie outside of the likelihood's support; the checkpoint is of
+            another run; the objective's values or terms have another shape than (B,), or do not depend on the
+            parameters; a name is in the row already; processes differ.
+        TypeError: An argument, or what a function returns, is of another type.
+        FileExistsError: The checkpoint exists, and `resume` is False.
+        NonFiniteLossError: The loss, a term or a parameter became nan or infinite.
+
     Source: Chen Algorithm 1, listing A.2 (`train`); one cycle: Smith and Topin (2019).
     """
-    epochs, batch_size, seed = as_int(epochs), as_int(batch_size), as_int(seed)
-    settings: dict[str, Any] = dict(batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay)
-    settings |= dict(betas=tuple(betas), reduction=reduction, schedule=schedule, seed=seed, n=len(x), identity=identity)
-    settings |= dict(epochs=epochs) if anneal or schedule != "constant" else {}
-    runtime = runtime or Runtime(next(model.parameters()).device)
-    _check(epochs, settings | dict(y=y), model, runtime.world_size)
-    unit_interval(x[:1])  # refuse a wrong dtype before anything moves
-    rates: dict[str, Any] = dict(weight_decay=float(weight_decay), betas=tuple(map(float, settings["betas"])))
-    settings |= dict(learning_rate=float(learning_rate), **rates)  # a checkpoint is read with Python's own alone
-    x, model, on_cuda = x.to(runtime.device), model.to(runtime.device), runtime.device.type == "cuda"
-    optimizer = torch.optim.Adam(model.parameters(), settings["learning_rate"], fused=True, capturable=on_cuda, **rates)
-    runtime.join()
-    with random_state(training_seed(seed)):
-        history = _restore(checkpoint, model, optimizer, settings, epochs, resume)
-        parts = (model, x, objective, optimizer, reduction, runtime, anneal is not None, y)
-        step = GraphedStep(*parts) if on_cuda else Step(*parts)
-        pace = _Schedule(settings, epochs, anneal)
-        model.train()
-        try:
-            with _progress_bar(epochs * len(x), len(history) * len(x), progress and runtime.rank == 0) as bar:
-                while len(history) < epochs:
-                    history.append(_row(step, model, batch_size, pace, len(history), bar))
-                    history[-1] |= _undisturbed(after_epoch, model) if after_epoch else {}
-                    if checkpoint and runtime.rank == 0:
-                        _checkpoints.save(Path(checkpoint), model, optimizer, history, settings)
-        finally:
-            model.eval()
+    check_callables(objective, optimizer, anneal, after_epoch)
+    check_model(model)
+    given = dict(batch_size=batch_size, drop_last=drop_last, learning_rate=learning_rate, weight_decay=weight_decay)
+    settings = check_numbers(given | dict(reduction=reduction, schedule=schedule, seed=seed))
+    epochs, runtime = positive_int("epochs", epochs, 0), find_runtime(device, model)
+    stop, progress = after_epoch if isinstance(after_epoch, EarlyStopping) else None, progress and runtime.rank == 0
+    if resume and checkpoint is None:
+        raise ValueError("resume=True needs the checkpoint to go on from; give its path as checkpoint")
+    with torch.inference_mode(False), torch.enable_grad(), random_state(training_seed(settings["seed"])):
+        data = _data(model, x, y, progress)
+        held_out = _data(model, stop.x, stop.y, progress, like=data) if stop else None
+        check_batches(len(data.x), model, settings["batch_size"], drop_last, runtime.world_size)
+        model = model.to(runtime.device)
+        for name, each in {"x": data, VALIDATION: held_out}.items():
+            if each:
+                check_data(model, each.x, objective, partial(_further, each.y, anneal, runtime.device), name)
+        made = make_optimizer(optimizer, model, settings["learning_rate"], settings["weight_decay"])
+        if checkpoint or runtime.world_size > 1:
+            functions = dict(objective=fingerprint or objective, optimizer=optimizer, anneal=anneal)
+            settings |= _identity(data, held_out, functions)
+            settings |= dict(epochs=epochs) if anneal or schedule != "constant" else {}
+        history, best = _restore(checkpoint, model, made, settings, epochs, resume, runtime)
+        step = _step(model, data, objective, made, reduction, runtime, anneal is not None)
+        pace = Schedule(settings, len(data.x), epochs, anneal)
+        if stop and held_out:
+            stop.start(partial(step.mean_loss, *held_out, settings["batch_size"], pace.weight(1.0)), best)
+        with _nothing_lost(model, history, stop), _bar(pace, epochs, len(history), progress) as bar:
+            while len(history) < epochs and not (stop and stop.stopped):
+                history.append(train_epoch(step, model, pace, len(history), bar))
+                history[-1] |= figures_of(after_epoch, model, history[-1]) if after_epoch else {}
+                if checkpoint and runtime.rank == 0:
+                    kept = stop.state() if stop else {}
+                    checkpoints.save(Path(checkpoint), model, made, history, settings, kept)
     return history
 
 
-def _check(epochs: int, settings: dict, model: nn.Module, processes: int) -> None:
-    n, batch_size = settings["n"], settings["batch_size"]
-    check_seed(settings["seed"])
-    if type(epochs) is not int or epochs < 0:
-        raise ValueError(f"epochs must be a non-negative integer, got {epochs!r}")
-    if n == 0:
-        raise ValueError("x must hold at least one image, got none")
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
-    if settings["y"] is not None and len(settings["y"]) != n:
-        raise ValueError(f"y must hold one entry for each image, got {len(settings['y'])} for {n}")
-    smallest = (n % batch_size or batch_size) // processes
-    if smallest < 1:
-        raise ValueError(f"batch_size {batch_size} leaves one of {processes} processes without any of {n} images")
-    if smallest < 2 and any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules()):
-        raise ValueError(f"batch_size {batch_size} leaves a batch of one among {n} images, and batch norm needs two")
-    if not 0 < settings["learning_rate"] < inf:
-        raise ValueError(f"learning_rate must be positive and finite, got {settings['learning_rate']!r}")
-    if not 0 <= settings["weight_decay"] < inf:
-        raise ValueError(f"weight_decay must not be negative or infinite, got {settings['weight_decay']!r}")
-    if len(settings["betas"]) != 2 or not all(0 <= beta < 1 for beta in settings["betas"]):
-        raise ValueError(f"betas must be two numbers in [0, 1), got {settings['betas']!r}")
-    for name, known in (("reduction", ("mean", "sum")), ("schedule", ("constant", "one-cycle"))):
-        if settings[name] not in known:
-            raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {settings[name]!r}")
+class _Data(NamedTuple):
+    x: Tensor
+    y: Tensor | None
 
 
-def _restore(checkpoint, model, optimizer, settings, epochs, resume) -> History:
-    return _checkpoints.restore(Path(checkpoint), model, optimizer, settings, epochs, resume) if checkpoint else []
+def _data(model: nn.Module, x: Any, y: Any, progress: bool, like: _Data | None = None) -> _Data:
+    """Data and labels as tensors in the model's precision, 32 bits at least; `like` has the shape of a datum."""
+    dtype = torch.promote_types(dtype_of(model), torch.float32)
+    x = as_images(x, VALIDATION if like else "x", dtype=dtype, progress=progress)
+    y = None if y is None else as_labels(y, len(x), f"y of {VALIDATION}" if like else "y", dtype=dtype)
+    if like and x.shape[1:] != like.x.shape[1:]:
+        raise ValueError(f"{VALIDATION} must have the shape of x, {tuple(like.x.shape)}, got {tuple(x.shape)}")
+    if like and (y is None) != (like.y is None):
+        raise ValueError("EarlyStopping needs y if fit gets y, and only then: pass EarlyStopping(x, y=y)")
+    return _Data(x, y)
 
 
-class _Schedule:
-    """The learning rate, and the weight for an annealed objective, of the k-th step of an epoch."""
-
-    def __init__(self, settings: dict, epochs: int, anneal: Callable[[float], float] | None) -> None:
-        self.seed, self.peak = settings["seed"], settings["learning_rate"]
-        self.steps = ceil(settings["n"] / settings["batch_size"])
-        self.total = max(epochs * self.steps, 1)
-        self.rate = one_cycle if settings["schedule"] == "one-cycle" else lambda progress: 1.0
-        self.anneal = anneal or (lambda progress: 1.0)
-
-    def __call__(self, epoch: int, k: int) -> tuple[float, float]:
-        progress = (epoch * self.steps + k + 0.5) / self.total
-        return self.peak * self.rate(progress), self.anneal(progress)
+def _further(y: Tensor | None, anneal: Callable | None, device: torch.device, rows: slice) -> tuple:
+    """What the objective is called with besides model and batch, for a slice of rows, at the end of training."""
+    labels = () if y is None else (y[rows].to(device),)
+    return (*labels, torch.as_tensor(anneal(1.0), device=device)) if anneal else labels
 
 
-def training_seed(seed: int) -> int:
-    """The seed of shuffling and noise in training, which must not be that of the initialisation.
-
-    With the same one the noise of the first epoch would be made of the very random numbers that made the weights.
-    """
-    return (seed + 1) * 0x9E3779B97F4A7C15 % 2**63
-
-
-def one_cycle(progress: float, warm_up: float = 0.3, start: float = 0.04) -> float:
-    """The share of the peak rate at `progress` in [0, 1]: half a cosine up from `start`, then one down to 0."""
-    if progress < warm_up:
-        return start + (1 - start) * (0.5 - 0.5 * cos(pi * progress / warm_up))
-    return 0.5 + 0.5 * cos(pi * (progress - warm_up) / (1 - warm_up))
+def _identity(data: _Data, held_out: _Data | None, functions: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps of data and functions."""
+    tensors = dict(x=data.x, y=data.y) | (dict(validation_x=held_out.x, validation_y=held_out.y) if held_out else {})
+    words = {name: each if isinstance(each, str) else describe(each) for name, each in functions.items()}
+    words |= {f"sha256 of {name}": digest_of(each) for name, each in tensors.items() if each is not None}
+    return words | dict(n=len(data.x))
 
 
-def _progress_bar(total: int, done: int, progress: bool) -> tqdm:
-    switched_off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # tqdm's notebook bar does not look there
-    disable = switched_off or not progress
-    return tqdm(total=total, initial=done, unit=" images", disable=disable)
+def _restore(checkpoint, model, optimizer, settings, epochs, resume, runtime) -> tuple[History, dict[str, Any]]:
+    """History and what early stopping had kept, from the checkpoint if there is one; the same in all processes."""
+    runtime.join()
+    history: History = []
+    best: dict[str, Any] = {}
+    if checkpoint:
+        history, best = checkpoints.restore(Path(checkpoint), model, optimizer, settings, epochs, resume)
+    if runtime.world_size > 1:
+        theirs: list[Any] = [None] * runtime.world_size
+        distributed.all_gather_object(theirs, settings | dict(epochs=epochs, finished_epochs=len(history)))
+        for other in theirs[1:]:
+            if words := checkpoints.differences(other, theirs[0]):
+                raise ValueError(f"the processes must train alike, but in one of them {words} in the first")
+    return history, best
 
 
-def _row(step: Step, model: nn.Module, batch_size: int, pace: _Schedule, epoch: int, bar: tqdm) -> dict[str, float]:
-    """Train for one epoch; its row of the history. Raises NonFiniteLossError, the model being as it was before."""
-    start, good = time.perf_counter(), copy.deepcopy(model.state_dict())
-    sums, names = _epoch(step, batch_size, pace, epoch, bar)
-    _check_finite(step, sums, model, good, epoch + 1)
-    means = dict(zip(names, (sums.double().sum(0) / len(step.x)).tolist(), strict=True))
-    bar.set_postfix({name: f"{mean:.2f}" for name, mean in means.items() if name in ("loss", "kl")})
-    return {"epoch": epoch + 1, **means, "seconds": time.perf_counter() - start}
+def _step(model: nn.Module, data: _Data, objective, optimizer, reduction, runtime: Runtime, annealed: bool) -> Step:
+    """On CUDA a captured step with the data there, if both can be; else a plain one, with data that stay on the CPU."""
+    fits = runtime.device.type != "cuda" or data.x.nbytes < 0.8 * torch.cuda.mem_get_info(runtime.device)[0]
+    x = data.x.to(runtime.device) if fits else data.x
+    capturable = isinstance(optimizer, Adam) and all(group["capturable"] for group in optimizer.param_groups)
+    kind = GraphedStep if x.is_cuda and capturable else Step
+    return kind(model, x, objective, optimizer, reduction, runtime, annealed, data.y)
 
 
-def _epoch(step: Step, batch_size: int, pace: _Schedule, epoch: int, bar) -> tuple[Tensor, list[str]]:
-    """One pass over the data in random order; the sums of loss and terms of every step, (steps, 1 + terms)."""
-    sums = []
-    order = torch.randperm(len(step.x))  # the same in every process
-    with step.own_noise(pace.seed, epoch):
-        for k, index in enumerate(order.split(batch_size)):
-            sums.append(step(index, *pace(epoch, k)))
-            bar.update(len(index))
-    return step.sum_over_processes(torch.stack(sums)), ["loss", *step.names]  # nothing left the device until here
+@contextlib.contextmanager
+def _nothing_lost(model: nn.Module, history: History, stop: EarlyStopping | None) -> Iterator[None]:
+    """Training mode within; whatever ends it, the history travels with an exception, and evaluation mode follows."""
+    model.train()
+    torch.clear_autocast_cache()  # within torch.autocast it holds weights of before a checkpoint was read
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(AttributeError):  # of an exception that takes none
+            error.history = history  # type: ignore[attr-defined]
+        raise
+    finally:
+        if stop:
+            stop.finish(model)
+        torch.clear_autocast_cache()
+        model.eval()
 
 
-def _undisturbed(function: Callable[[nn.Module], dict[str, float]], model: nn.Module) -> dict[str, float]:
-    """What `function(model)` returns in evaluation mode; random state and each module's mode are left as they were."""
-    with evaluation_mode(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        return {name: float(value) for name, value in function(model).items()}
-
-
-def _check_finite(step: Step, sums: Tensor, model: nn.Module, good: dict[str, Tensor], epoch: int) -> None:
-    """Unless each step's loss and the state it led to are finite, put the state `good` back and say what is not."""
-    bad = (~sums.isfinite().all(1)).nonzero()
-    if len(bad):
-        what = f"the loss became {sums[bad[0, 0], 0]:.0f} in epoch {epoch}, step {bad[0, 0] + 1} of {len(sums)}"
-    elif step.sum_over_processes(_spoilt(model.state_dict(), good)):
-        what = f"a gradient of epoch {epoch} made a parameter nan or infinite"
-    else:
-        return
-    model.load_state_dict(good)
-    raise NonFiniteLossError(
-        f"{what}; the model is back at the end of epoch {epoch - 1}. A smaller learning_rate often helps; "
-        "check that the images are in [0, 1] and that no logarithm is taken of a probability"
-    )
-
-
-def _spoilt(state: dict[str, Tensor], good: dict[str, Tensor]) -> Tensor:
-    """How many tensors are no longer finite, on their device (a mask of -inf, say, never was)."""
-    names = [name for name, value in state.items() if value.is_floating_point()]
-    return torch.stack([good[name].isfinite().all() & ~state[name].isfinite().all() for name in names]).sum()
+def _bar(pace: Schedule, epochs: int, done: int, progress: bool) -> tqdm:
+    return progress_bar(total=epochs * pace.images, initial=done * pace.images, unit=" images", disable=not progress)

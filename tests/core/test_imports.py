@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 
 import pytest
-from layout import CORE, FOLDERS, MODULES, PACKAGE, code_lines, imported, path_of
+from layout import ABOVE, BELOW, CORE, FOLDERS, MODULES, PACKAGE, PRIVATE, code_lines, imported, path_of
 
 
 def test_the_docstrings_list_every_file():
@@ -14,12 +15,22 @@ def test_the_docstrings_list_every_file():
     assert len(MODULES) == len(set(MODULES))
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_each_file_imports_only_files_listed_before_it(module):
-    assert imported(path_of(module)) <= set(MODULES[: MODULES.index(module)])
+@pytest.mark.parametrize("module", CORE)
+def test_a_file_of_the_core_imports_only_files_listed_before_it(module):
+    assert imported(path_of(module)) <= {*CORE[: CORE.index(module)], *BELOW}
 
 
-@pytest.mark.parametrize("folder", ["", *FOLDERS])
+@pytest.mark.parametrize("module", ABOVE)
+def test_a_file_of_the_two_folders_imports_the_core_and_files_listed_before_it(module):
+    assert imported(path_of(module)) <= {*CORE, *BELOW, *ABOVE[: ABOVE.index(module)]}
+
+
+def test_imports_never_go_round_in_a_circle():
+    order = TopologicalSorter({module: imported(path_of(module)) for module in MODULES}).static_order()
+    assert {*order} == {*MODULES}
+
+
+@pytest.mark.parametrize("folder", ["", *PRIVATE, *FOLDERS])
 def test_importing_a_package_imports_no_module_of_ours(folder):
     assert not imported(PACKAGE / folder / "__init__.py")
 

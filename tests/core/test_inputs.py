@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset,
 from torchvision import datasets, transforms, tv_tensors
 
 from vae_core import data, runtime
-from vae_core._inputs import as_images, as_labels, images_and_labels
+from vae_core._checks.inputs import as_images, as_labels, images_and_labels
 from vae_core.runtime import unit_interval
 
 BYTES = torch.arange(3 * 2 * 4 * 5, dtype=torch.uint8).reshape(3, 2, 4, 5)

@@ -361,7 +361,7 @@ def test_elbo_with_each_likelihood_reads_no_value_while_a_graph_is_captured(name
 def test_fit_with_each_likelihood_can_be_captured(name, float32):
     model = mlp_vae((1, 4, 4), 2, hidden=(7,), likelihood=LIKELIHOODS.get(name, name))
     x, runtime = torch.randint(0, 2, (160, 1, 4, 4)).float(), Runtime(torch.device("cuda"))
-    history = fit(model, x, elbo_terms, epochs=2, batch_size=16, runtime=runtime, progress=False)
+    history = fit(model, x, elbo_terms, epochs=2, batch_size=16, device=runtime, progress=False)
     assert np.isfinite(history[-1]["loss"])
 
 

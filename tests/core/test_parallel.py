@@ -1,6 +1,5 @@
-"""More than one process, and what can be said of CUDA on a machine without it."""
+"""`fit` and `run` in more than one process; the schedule of a run."""
 
-import contextlib
 import json
 import subprocess
 import sys
@@ -8,18 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import with_idle_parameters
 from torch import nn
 from trained_together import train
 
-from vae_core._steps import GraphedStep, Step
-from vae_core.models import mlp_autoencoder, mlp_vae
-from vae_core.objectives import beta_elbo_terms, elbo_terms, linear_warm_up, reconstruction_log_likelihood
+from vae_core.models import mlp_vae
+from vae_core.objectives import beta_elbo_terms, elbo_terms, linear_warm_up
 from vae_core.runtime import Runtime, device_of
 from vae_core.training import fit
 
 SCRIPT = Path(__file__).parents[1] / "trained_together.py"
-gpu = pytest.mark.gpu
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
 
 def torchrun(processes: int, *arguments: str) -> str:
@@ -39,7 +36,7 @@ def together() -> dict[str, list]:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_two_processes_train_as_one_with_the_same_global_batch(together, reduction):
+def test_fit_two_processes_train_as_one_with_the_same_global_batch(together, reduction):
     """500 images in batches of 32: the last batch of 20 is split too, and every row of the curve agrees."""
     history, weights = together[reduction]
     alone, expected = train(Runtime(torch.device("cpu")), reduction)
@@ -50,7 +47,57 @@ def test_two_processes_train_as_one_with_the_same_global_batch(together, reducti
     assert weights == pytest.approx(expected, rel=1e-7, abs=1e-9)
 
 
-def test_two_processes_run_one_experiment_and_write_one_record(tmp_path):
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict]:
+    """What each of two processes is left with."""
+    out = tmp_path_factory.mktemp("ranks")
+    torchrun(2, str(SCRIPT.with_name("ranks.py")), str(out))
+    return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_fit_leaves_the_same_state_in_each_process_batch_norms_averages_included(ranks):
+    first, second = (rank["batch norm"] for rank in ranks)
+    assert any("running_mean" in name for name in first["state"])
+    assert first == second
+
+
+def test_fit_treats_idle_parameters_in_two_processes_as_in_one(ranks, float32):
+    """Not even weight decay moves a parameter without a gradient, used by nothing or by a recorded term alone."""
+    first, second = (rank["idle"] for rank in ranks)
+    alone = with_idle_parameters(Runtime(torch.device("cpu")))
+    assert first == second
+    assert first["state"]["unused"] == first["state"]["recorded"] == [1.0] * 3
+    assert first["others"] == pytest.approx(alone["others"], rel=1e-9)
+    for name, values in alone["state"].items():
+        assert first["state"][name] == pytest.approx(values, rel=1e-7, abs=1e-9)
+
+
+def test_early_stopping_stops_all_processes_together(ranks):
+    first, second = (rank["early"] for rank in ranks)
+    assert first == second
+    losses = first["losses"]
+    best, loss = first["best"]
+    assert 2 < len(losses) < 300
+    assert (len(losses), losses[best - 1], min(losses)) == (best + 2, loss, loss)
+
+
+@pytest.mark.parametrize(
+    ("what", "word"),
+    [
+        ("other images", "sha256 of x"),
+        ("other numbers of images", "its n is 96"),
+        ("other epochs", "its epochs is 3"),
+        ("other seeds", "its seed is 1"),
+        ("other objectives", "its objective is 'objective 1'"),
+    ],
+)
+def test_fit_refuses_processes_that_do_not_train_the_same_in_each_of_them(what, word, ranks):
+    for rank in ranks:
+        assert "processes must" in rank[what]
+        assert word in rank[what]
+
+
+def test_run_with_two_processes_writes_one_record(tmp_path):
     run = ["run", "digits-d2", "--epochs", "2", "--device", "cpu", "--out", str(tmp_path)]
     told = torchrun(2, "-m", "vae_core", *run)
     assert [path.name for path in tmp_path.iterdir()] == ["digits-d2.json"]
@@ -65,180 +112,30 @@ def test_two_processes_run_one_experiment_and_write_one_record(tmp_path):
     assert json.loads((tmp_path / "digits-d2.json").read_text()) == record
 
 
-def test_a_batch_that_leaves_a_process_without_images_is_refused():
+def test_fit_a_batch_that_leaves_a_process_without_images_is_refused():
     runtime = Runtime(torch.device("cpu"), rank=0, world_size=4)
     model = mlp_vae((1, 2, 2), 1, hidden=(4,), batch_norm=False)
     with pytest.raises(ValueError, match="leaves one of 4 processes without any of 35 images"):
-        fit(model, torch.rand(35, 1, 2, 2), elbo_terms, epochs=1, batch_size=16, runtime=runtime)
+        fit(model, torch.rand(35, 1, 2, 2), elbo_terms, epochs=1, batch_size=16, device=runtime)
 
 
-def test_a_share_of_one_image_is_refused_with_batch_norm():
+def test_fit_a_share_of_one_image_is_refused_with_batch_norm():
     runtime = Runtime(torch.device("cpu"), rank=0, world_size=2)
     with pytest.raises(ValueError, match="batch norm needs two"):
         fit(
             mlp_vae((1, 2, 2), 1, hidden=(4,)), torch.rand(18, 1, 2, 2), elbo_terms, epochs=1, batch_size=16,
-            runtime=runtime,
+            device=runtime,
         )  # fmt: skip
 
 
 @pytest.mark.parametrize("model", [object(), nn.ReLU()])
-def test_a_model_without_parameters_is_where_its_images_are(model):
+def test_device_of_a_model_without_parameters_is_the_default(model):
     assert device_of(model) == torch.device("cpu")
     assert device_of(model, torch.device("meta")) == torch.device("meta")
     assert device_of(nn.Linear(1, 1), torch.device("meta")) == torch.device("cpu")
 
 
-class PretendedCuda:
-    """What a `GraphedStep` asks of CUDA: taken down with the device that is current then, and not done."""
-
-    def __init__(self) -> None:
-        self.current: torch.device | None = None
-        self.asked: list[tuple] = []
-
-    def Stream(self, *where):
-        self.asked.append(("new stream", self.current, *where))
-        return self
-
-    def CUDAGraph(self):
-        return self
-
-    def current_stream(self):
-        return self
-
-    def wait_stream(self, other) -> None:
-        pass
-
-    def replay(self) -> None:
-        self.asked.append(("replay", self.current))
-
-    @contextlib.contextmanager
-    def device(self, which):
-        before, self.current = self.current, which
-        yield
-        self.current = before
-
-    @contextlib.contextmanager
-    def stream(self, which):
-        self.asked.append(("warm up", self.current, which))
-        yield
-
-    @contextlib.contextmanager
-    def graph(self, graph, stream):
-        self.asked.append(("capture", self.current, stream))
-        yield
-
-
-@pytest.fixture
-def cuda(monkeypatch) -> PretendedCuda:
-    pretended = PretendedCuda()
-    for name in ("Stream", "CUDAGraph", "current_stream", "device", "stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, getattr(pretended, name))
-    return pretended
-
-
-def graphed(device: str = "cpu") -> GraphedStep:
-    x, model = torch.rand(640, 1, 8, 8, device=device), mlp_vae((1, 8, 8), 2, hidden=(32,)).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-12, fused=True, capturable=device != "cpu")
-    return GraphedStep(model, x, elbo_terms, optimizer, "mean", Runtime(x.device))
-
-
-def test_a_step_is_captured_on_the_device_of_its_images_whichever_is_the_current_one(cuda, float32):
-    step, here = graphed(), torch.device("cpu")
-    for _ in range(6):
-        step(torch.arange(64), 1e-12)
-    assert cuda.asked[0] == ("new stream", None, here)
-    assert cuda.asked[1:4] == [("warm up", here, step.side)] * GraphedStep.WARM_UP
-    assert cuda.asked[4:] == [("capture", here, step.side)] + [("replay", here)] * 3
-    assert cuda.current is None
-
-
-@pytest.mark.parametrize("full", range(1, 6))
-def test_full_batches_are_replayed_and_the_smaller_last_one_never_is(full, cuda, float32):
-    step, sizes = graphed(), []
-
-    def gradient_step(index: torch.Tensor, part: float) -> torch.Tensor:
-        sizes.append(len(index))
-        return Step.gradient_step(step, index, part)
-
-    step.gradient_step = gradient_step
-    for _ in range(8):
-        for size in [64] * full + [10]:
-            step(torch.arange(size), 1e-12)
-    assert len(step.index) == 64
-    assert sizes.count(10) == 8
-    assert sizes.count(64) == GraphedStep.WARM_UP + 1  # which is the capture
-    assert cuda.asked.count(("replay", torch.device("cpu"))) == 8 * full - GraphedStep.WARM_UP
-
-
-@gpu
-@needs_cuda
-def test_the_larger_of_two_batches_is_captured(float32):
-    step = graphed("cuda")
-    for _ in range(8):
-        sums = [step(torch.arange(size), 1e-12) for size in (64, 10)]
-    assert (step.graph is not None, len(step.index)) == (True, 64)
-    assert torch.stack(sums).isfinite().all()
-
-
-@gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="no second CUDA device on this machine")
-def test_a_model_may_be_on_another_device_than_the_current_one(float32):
-    model = mlp_vae((1, 8, 8), 2, hidden=(32,)).to("cuda:1")
-    history = fit(model, torch.rand(640, 1, 8, 8), elbo_terms, epochs=3, batch_size=64, progress=False)
-    assert history[2]["loss"] < history[0]["loss"]
-    assert torch.cuda.current_device() == 0
-
-
-@gpu
-@needs_cuda
-def test_a_run_begun_on_a_cpu_goes_on_on_cuda_and_back(float32, tmp_path):
-    x, losses = torch.rand(1000, 1, 8, 8), []
-    for kinds in (("cpu", "cpu", "cpu"), ("cpu", "cuda", "cpu")):
-        torch.manual_seed(0)
-        model, path = mlp_autoencoder((1, 8, 8), 2, hidden=(32,)), tmp_path / "-".join(kinds)
-        for epochs, kind in enumerate(kinds, 1):
-            settings = dict(epochs=epochs, batch_size=64, checkpoint=path, resume=True, progress=False)
-            history = fit(model, x, reconstruction_log_likelihood, runtime=Runtime(torch.device(kind)), **settings)
-        losses.append(history[-1]["loss"])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # on CUDA the order of the images is the CPU's
-
-
-@gpu
-@needs_cuda
-@pytest.mark.parametrize("batch_norm", [True, False])
-def test_graphed_steps_learn_what_eager_steps_learn(batch_norm, float32):
-    """An auto-encoder's objective has no noise, so capturing must change nothing but rounding."""
-    x, weights = torch.rand(1000, 1, 8, 8), []
-    for device in ("cuda", "cpu"):
-        torch.manual_seed(0)
-        model = mlp_autoencoder((1, 8, 8), 2, hidden=(32,), batch_norm=batch_norm)
-        runtime = Runtime(torch.device(device))
-        history = fit(model, x, reconstruction_log_likelihood, epochs=3, batch_size=64, runtime=runtime, progress=False)
-        weights.append((history[-1]["loss"], model.cpu().mean.weight.detach()))
-    assert weights[0][0] == pytest.approx(weights[1][0], rel=1e-3)
-    assert torch.allclose(weights[0][1], weights[1][1], atol=5e-3)
-
-
-@gpu
-@needs_cuda
-def test_every_replay_draws_new_noise(float32):
-    step, index = graphed("cuda"), torch.arange(64)
-    sums = torch.stack([step(index, 1e-12) for _ in range(20)])
-    assert step.graph is not None
-    assert sums[:, 0].unique().numel() > 15
-
-
-@gpu
-@needs_cuda
-def test_the_annealed_weight_reaches_a_captured_step(float32):
-    model = mlp_vae((1, 8, 8), 2, hidden=(32,))
-    settings = dict(epochs=4, batch_size=64, runtime=Runtime(torch.device("cuda")), progress=False)
-    history = fit(model, torch.rand(640, 1, 8, 8), beta_elbo_terms, anneal=linear_warm_up(1.0), **settings)
-    weights = [(row["loss"] - row["reconstruction"]) / row["kl"] for row in history]
-    assert weights == pytest.approx([0.125, 0.375, 0.625, 0.875], abs=0.1)
-
-
-def test_the_annealed_weight_rises_over_all_steps(float32):
+def test_fit_the_annealed_weight_rises_over_all_steps(float32):
     model = mlp_vae((1, 8, 8), 2, hidden=(32,))
     settings = dict(epochs=4, batch_size=64, progress=False)
     history = fit(model, torch.rand(640, 1, 8, 8), beta_elbo_terms, anneal=linear_warm_up(1.0), **settings)

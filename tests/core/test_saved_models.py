@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vae_core import _model_files
+from vae_core._files import model_files
 from vae_core.evaluation import with_batch_statistics
 from vae_core.likelihoods import (
     NegativeBinomialCounts,
@@ -134,7 +134,7 @@ def test_save_leaves_the_old_file_if_it_cannot_finish(path, monkeypatch):
         part.write_text("half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(_model_files, "save_file", crash)
+    monkeypatch.setattr(model_files, "save_file", crash)
     with pytest.raises(OSError, match="disk full"):
         save(mlp_vae(SHAPE, 2, hidden=(7,)), path)
     assert files_below(path.parent) == {path.name: b"old"}

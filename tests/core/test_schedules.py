@@ -17,12 +17,12 @@ def model():
 
 
 @given(st.floats(0, 1), st.floats(0.01, 1))
-def test_one_cycle_is_a_warm_up(progress, share):
+def test_cyclical_with_one_cycle_is_a_linear_warm_up(progress, share):
     assert cyclical(1, share)(progress) == linear_warm_up(share)(progress)
 
 
 @given(st.integers(1, 8), st.floats(0.05, 1), st.floats(0, 1))
-def test_a_cycle_begins_at_nothing_and_every_run_ends_with_the_bound(cycles, share, progress):
+def test_cyclical_begins_at_nothing_and_every_run_ends_with_the_bound(cycles, share, progress):
     beta = cyclical(cycles, share)
     assert beta(0) == 0
     assert beta(1) == 1
@@ -32,12 +32,12 @@ def test_a_cycle_begins_at_nothing_and_every_run_ends_with_the_bound(cycles, sha
 
 
 @pytest.mark.parametrize(("cycles", "share"), [(0, 0.5), (2.0, 0.5), (2, 0.0), (2, 1.1)])
-def test_impossible_cycles_are_refused(cycles, share):
+def test_cyclical_refuses_impossible_cycles(cycles, share):
     with pytest.raises(ValueError, match="must be"):
         cyclical(cycles, share)
 
 
-def test_without_a_floor_free_bits_are_the_bound(model):
+def test_free_bits_terms_without_a_floor_are_the_bound(model):
     x = torch.rand(8, *SHAPE).round()
     torch.manual_seed(0)
     value, terms = free_bits_terms(model, x, 0.0)
@@ -47,7 +47,7 @@ def test_without_a_floor_free_bits_are_the_bound(model):
     assert all(torch.allclose(terms[name], expected[name]) for name in expected)
 
 
-def test_with_a_floor_they_are_below_it(model):
+def test_free_bits_terms_with_a_floor_are_below_the_bound(model):
     x = torch.rand(8, *SHAPE).round()
     torch.manual_seed(0)
     bound = elbo(model, x).mean()
@@ -59,7 +59,7 @@ def test_with_a_floor_they_are_below_it(model):
     assert max(values) <= bound.item() + 1e-12
 
 
-def test_below_the_floor_nothing_pulls_a_unit_to_the_prior(model):
+def test_free_bits_terms_pull_no_unit_below_the_floor_to_the_prior(model):
     """Where the likelihood ignores the code, the encoder has no slope at all under the floor, and one above it."""
     with torch.no_grad():
         model.decoder[0].weight.zero_()
@@ -71,12 +71,12 @@ def test_below_the_floor_nothing_pulls_a_unit_to_the_prior(model):
 
 
 @pytest.mark.parametrize("floor", [-0.1, float("nan")])
-def test_a_negative_floor_is_refused(model, floor):
+def test_free_bits_terms_refuse_a_negative_floor(model, floor):
     with pytest.raises(ValueError, match="floor must not be negative"):
         free_bits_terms(model, torch.rand(2, *SHAPE), floor)
 
 
-def test_free_bits_average_over_draws_as_the_elbo_does():
+def test_free_bits_terms_average_over_draws_as_the_elbo_does():
     model, x = mlp_vae((1, 4, 4), 2, hidden=(5,), batch_norm=False), torch.rand(6, 1, 4, 4)
     torch.manual_seed(3)
     _, with_floor = free_bits_terms(model, x, 0.1, num_samples=4)

@@ -5,7 +5,7 @@ import torch
 from checks import refused
 from torch import distributions as td
 
-from vae_core import _support
+from vae_core._checks import support
 from vae_core.likelihoods import (
     LIKELIHOODS,
     NegativeBinomialCounts,
@@ -187,7 +187,7 @@ def test_support_of_our_distributions_holds_their_own_draws_and_means():
 
 
 def test_check_support_of_many_data_counts_over_all_chunks(monkeypatch):
-    monkeypatch.setattr(_support, "CHUNK", 8)
+    monkeypatch.setattr(support, "CHUNK", 8)
     x = (torch.arange(400) % 3 / 3).reshape(100, *SHAPE)
     check_support(LEVELS[4], x)
     x[::10, 0, 1, 1] = 0.5

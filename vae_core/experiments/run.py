@@ -9,10 +9,12 @@ from functools import partial
 from itertools import count
 from math import log
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Adam
 
-from vae_core._checkpoints import _read as read_checkpoint
+from vae_core._training.checkpoints import _read as read_checkpoint
 from vae_core.data import Dataset, check_writable, load
 from vae_core.evaluation import (
     add_outliers,
@@ -157,8 +159,8 @@ def _run(
     curve = partial(_curve, experiment, dataset, x_test, seed, epochs, path, count(done + 1))
     history = fit(
         model, dataset.x_train, objective, y=conditions(model, dataset.y_train), epochs=epochs, seed=seed,
-        runtime=runtime, checkpoint=checkpoint if checkpoints or done else None, resume=resume, progress=progress,
-        after_epoch=curve, anneal=anneal, identity=config_hash(record), **experiment.training,
+        device=runtime, checkpoint=checkpoint if checkpoints or done else None, resume=resume, progress=progress,
+        after_epoch=curve, anneal=anneal, fingerprint=config_hash(record), **fit_settings(experiment.training),
     )  # fmt: skip
     if runtime.rank > 0:
         return record
@@ -170,6 +172,13 @@ def _run(
     write_record(record, path)
     checkpoint.unlink(missing_ok=True)
     return record
+
+
+def fit_settings(training: dict[str, Any]) -> dict[str, Any]:
+    """Return an experiment's training settings as `fit` takes them: `betas` become an optimizer."""
+    settings = dict(training)
+    betas = settings.pop("betas", None)
+    return settings | ({} if betas is None else {"optimizer": partial(Adam, betas=tuple(betas))})
 
 
 def _epochs_done(checkpoint: Path) -> int:

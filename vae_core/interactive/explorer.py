@@ -19,7 +19,7 @@ import traitlets
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vae_core._inputs import as_images, as_labels
+from vae_core._checks.inputs import as_images, as_labels
 from vae_core.evaluation import kl_per_unit
 from vae_core.plots import PALETTE
 from vae_core.runtime import device_of, dtype_of, evaluation_mode, save_tensors, unit_interval

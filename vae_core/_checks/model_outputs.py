@@ -6,8 +6,8 @@ from typing import Any, cast
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
-from vae_core._inputs import as_images
-from vae_core._support import check_support
+from vae_core._checks.inputs import as_images
+from vae_core._checks.support import check_support
 from vae_core.distributions import shapes_broadcast
 from vae_core.runtime import can_read_values, device_of, dtype_of, unit_interval
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from vae_core._reading import read_items
-from vae_core._tensors import as_tensor, check_dtype, check_finite, kind
+from vae_core._checks.datasets import read_items
+from vae_core._checks.tensors import as_tensor, check_dtype, check_finite, kind
 
 
 class Inputs(NamedTuple):

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vae_core._folder import eight_bit
-from vae_core._tensors import as_tensor, check_dtype, kind
+from vae_core._checks.tensors import as_tensor, check_dtype, kind
+from vae_core._files.folder import eight_bit
 from vae_core.runtime import check_memory, progress_bar
 
 

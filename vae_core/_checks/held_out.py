@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_core._inputs import as_labels
-from vae_core._model_outputs import read_input
+from vae_core._checks.inputs import as_labels
+from vae_core._checks.model_outputs import read_input
 from vae_core.runtime import device_of, dtype_of, evaluation_mode, positive_int, unit_interval
 
 Terms = dict[str, Tensor]

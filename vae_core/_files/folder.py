@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from vae_core._stored import Arrays
+from vae_core._files.stored import Arrays
 from vae_core.runtime import check_memory, check_seed, positive_int, progress_bar
 
 RULE = 1  # of what follows: another rule needs another number, so that no older cache is taken for the new one

@@ -1,0 +1,8 @@
+"""Files: data sets as they are kept, folders of images, saved models.
+
+====================  ==============================================================
+`stored`              data sets as torchvision keeps them, and our own cache of them
+`folder`              folders of images: which files, in which split, cut to which size
+`model_files`         what `models.save` writes and `models.load` reads
+====================  ==============================================================
+"""
