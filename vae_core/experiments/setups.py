@@ -1,19 +1,65 @@
-"""What a named experiment is made of: its model, its images, and what it maximises on them."""
+"""What an experiment is made of: its model, its images, and what it maximises on them."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from vae_core.data import Dataset
+from vae_core.data import Dataset, load
 from vae_core.evaluation import add_outliers
-from vae_core.experiments.registry import Experiment
+from vae_core.experiments.definition import IMAGES, Experiment
 from vae_core.models import VAE, Autoencoder, ConditionalVAE
 from vae_core.objectives import beta_elbo_terms, elbo_terms, iwae_bound, linear_warm_up, reconstruction_log_likelihood
 from vae_core.runtime import seed_everything, unit_interval
+
+
+def on_folder(experiment: Experiment, data: str) -> Experiment:
+    """Return the experiment with its network and settings, on images of one's own: its data set is `folder:NAME`.
+
+    NAME is the folder's name, not its path, which another machine would not have. `images` reads the images.
+
+    Raises ValueError unless `data` is `"folder:PATH"`.
+    """
+    if not isinstance(data, str) or not data.startswith("folder:"):
+        raise ValueError(f"data must be 'folder:PATH', a folder of images, got {data!r}; --data-root is for data sets")
+    name = Path(data.removeprefix("folder:")).expanduser().resolve().name
+    plain = re.sub(r"[^\w-]+", "-", name)[:40]
+    return replace(experiment, dataset=f"folder:{plain}", image_shape=IMAGES[experiment.dataset][1])
+
+
+def images(experiment: Experiment, data: str, root: str | Path | None) -> Dataset:
+    """Return the images in a folder (`data` is `"folder:PATH"`), with the size and the channels of the experiment's.
+
+    Raises ValueError for an experiment that asks for classes which the folder does not have; and what
+    `data.from_folder` raises.
+    """
+    channels, size, _ = experiment.image_shape or IMAGES[experiment.dataset][1]
+    dataset = load(data, root, size=size, grey=channels == 1)
+    if problem := _missing_classes(experiment, dataset):
+        raise ValueError(f"the experiment {experiment.name} {problem}")
+    return dataset
+
+
+def _missing_classes(experiment: Experiment, dataset: Dataset) -> str | None:
+    """What the experiment asks of the classes of its images, and these do not have, in words."""
+    n, label, told = len(dataset.class_names), experiment.label, experiment.model.get("condition_dim")
+    found = f"but {dataset.name} has {n or 'no'} sub-folders of images"
+    if told is not None and n != told:
+        return f"needs {told} classes, {found}; give another folder, or an experiment without conditions"
+    if label is None:
+        return None
+    if label >= n:
+        return f"takes class {label} alone, the classes being numbered from 0, {found}; give another one"
+    train, test = (int((y == label).sum()) for y in (dataset.y_train, dataset.y_test))
+    if min(train, test) == 0:
+        name, counts = dataset.class_names[label], f"{train} training and {test} test images"
+        return f"takes class {label} alone, but sub-folder {name!r} of {dataset.name} has {counts}; add images to it"
+    return None
 
 
 def prepare(experiment: Experiment, dataset: Dataset, seed: int) -> Dataset:
