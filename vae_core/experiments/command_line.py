@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -37,8 +38,8 @@ The experiments of the book: what they are, how they went, and how to make them 
 """
 AFTERWARDS = """\
 `COMMAND --help` tells a command's options. Records go to book/results/ (--out), data to data/ (--data-root or the
-variable VAE_CORE_DATA). Results stand on stdout; errors, one sentence each, and the progress bar (on a terminal only)
-on stderr. Exit status: 0 done, 1 an error that the sentence names, 2 a command line that cannot be read,
+variable VAE_CORE_DATA). Results stand on stdout; errors and warnings, one sentence each, and the progress bar (on a
+terminal only) on stderr. Exit status: 0 done, 1 an error that the sentence names, 2 a command line that cannot be read,
 130 interrupted.
 """
 
@@ -48,9 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     With `--debug` an error's traceback is shown instead of its sentence alone.
     """
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        options.command(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning  # type: ignore[assignment]
+            options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` say, has gone; what is still buffered must not complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,13 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _print_warning(message: Warning | str, *_: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; `parse_args` raises SystemExit for one that it cannot read."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    whole = argparse.ArgumentParser(
         prog="python -m vae_core", description=MANUAL, epilog=AFTERWARDS, formatter_class=form
     )
-    parser.add_argument("--debug", action="store_true", help="show an error's traceback")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    whole.add_argument("--debug", action="store_true", help="show an error's traceback")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
     root, out, device, debug = _shared_options()
 
     def command(name: str, function: Callable, parents: list, text: str) -> argparse.ArgumentParser:
@@ -92,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     again = command("reproduce", _reproduce, [root, out, device], "run all that have no valid record, cheapest first")
     again.add_argument("--only", default="*", metavar="PATTERN", help="names to run, as in the shell: 'chen-mnist-*'")
     command("table", _table, [out], "what the documents printed beside what was obtained")
-    return parser
+    return whole
 
 
 def _shared_options() -> list[argparse.ArgumentParser]:

@@ -33,12 +33,11 @@ from vae_core.experiments.registry import EXPERIMENTS, find
 from vae_core.experiments.setups import (
     build,
     conditions,
-    images,
     objective_of,
-    on_folder,
     prepare,
     start_at_mean_image,
     test_images,
+    with_folder,
 )
 from vae_core.models import Autoencoder
 from vae_core.runtime import Runtime, as_int
@@ -96,7 +95,9 @@ def run(
     seed = as_int(experiment.seed if seed is None else seed)
     epochs = as_int(experiment.epochs if epochs is None else epochs)
     if data is not None:
-        experiment, dataset = _with_images(experiment, data, data_root, dataset)
+        if dataset is not None:
+            raise ValueError(f"give data or dataset, one of the two, got {data!r} and {dataset.name}")
+        experiment, dataset = with_folder(experiment, data, data_root)
     elif dataset is not None and dataset.name != experiment.dataset:
         raise ValueError(f"dataset must be {experiment.dataset}, on which {name} is trained, got {dataset.name}")
     path = record_path(experiment, seed, Path(out) if out is not None else default_out())
@@ -111,16 +112,6 @@ def run(
     with locked(path):
         _clear(path)
         return finished() or train(), path
-
-
-def _with_images(
-    experiment: Experiment, data: str, root: str | Path | None, dataset: Dataset | None
-) -> tuple[Experiment, Dataset]:
-    """The experiment on the images of a folder, and these."""
-    if dataset is not None:
-        raise ValueError(f"data and dataset are two sets of images, got {data!r} and {dataset.name}; give one of them")
-    experiment = on_folder(experiment, data)
-    return experiment, images(experiment, data, root)
 
 
 def _check_images(path: Path, dataset: Dataset) -> None:

@@ -18,10 +18,32 @@ from vae_core.objectives import beta_elbo_terms, elbo_terms, iwae_bound, linear_
 from vae_core.runtime import seed_everything, unit_interval
 
 
+def prepare(experiment: Experiment, dataset: Dataset, seed: int) -> Dataset:
+    """The images that the experiment is about: of its class, training ones corrupted or binarised, pixels permuted."""
+    dataset = of_class(experiment, dataset)
+    if experiment.corruption:
+        dataset = replace(dataset, x_train=add_outliers(dataset.x_train, experiment.corruption, seed))
+    if experiment.binarise_once:
+        binary = torch.bernoulli(unit_interval(dataset.x_train), generator=torch.Generator().manual_seed(seed + 1))
+        dataset = replace(dataset, x_train=(255 * binary).byte())
+    if experiment.permute:
+        dataset = replace(dataset, x_train=permuted(dataset.x_train), x_test=permuted(dataset.x_test))
+    return dataset
+
+
+def of_class(experiment: Experiment, dataset: Dataset) -> Dataset:
+    """The images of the experiment's class; all of them if it has none."""
+    if experiment.label is None:
+        return dataset
+    train, test = dataset.y_train == experiment.label, dataset.y_test == experiment.label
+    x, y = (dataset.x_train[train], dataset.x_test[test]), (dataset.y_train[train], dataset.y_test[test])
+    return replace(dataset, x_train=x[0], y_train=y[0], x_test=x[1], y_test=y[1])
+
+
 def on_folder(experiment: Experiment, data: str) -> Experiment:
     """Return the experiment with its network and settings, on images of one's own: its data set is `folder:NAME`.
 
-    NAME is the folder's name, not its path, which another machine would not have. `images` reads the images.
+    NAME is the folder's name, not its path, which another machine would not have.
 
     Raises ValueError unless `data` is `"folder:PATH"`.
     """
@@ -32,50 +54,42 @@ def on_folder(experiment: Experiment, data: str) -> Experiment:
     return replace(experiment, dataset=f"folder:{plain}", image_shape=IMAGES[experiment.dataset][1])
 
 
-def images(experiment: Experiment, data: str, root: str | Path | None) -> Dataset:
-    """Return the images in a folder (`data` is `"folder:PATH"`), with the size and the channels of the experiment's.
+def with_folder(experiment: Experiment, data: str, root: str | Path | None) -> tuple[Experiment, Dataset]:
+    """Return the experiment `on_folder`, and the images in this folder, with the size and channels of its own.
 
-    Raises ValueError for an experiment that asks for classes which the folder does not have; and what
-    `data.from_folder` raises.
+    Where a last batch of a single image would remain, `drop_last` leaves it out of each epoch: batch norm needs two.
+
+    Raises ValueError for an experiment that asks for classes which the folder does not have, and for fewer than two
+    training or test images; and what `data.from_folder` raises.
     """
-    channels, size, _ = experiment.image_shape or IMAGES[experiment.dataset][1]
-    dataset = load(data, root, size=size, grey=channels == 1)
-    if problem := _missing_classes(experiment, dataset):
+    channels, size, _ = IMAGES[experiment.dataset][1]
+    moved, dataset = on_folder(experiment, data), load(data, root, size=size, grey=channels == 1)
+    if problem := _missing_classes(experiment, dataset) or _too_few(experiment, dataset):
         raise ValueError(f"the experiment {experiment.name} {problem}")
-    return dataset
+    if len(of_class(experiment, dataset).x_train) % experiment.training["batch_size"] == 1:
+        moved = replace(moved, training=moved.training | {"drop_last": True})
+    return moved, dataset
 
 
 def _missing_classes(experiment: Experiment, dataset: Dataset) -> str | None:
     """What the experiment asks of the classes of its images, and these do not have, in words."""
-    n, label, told = len(dataset.class_names), experiment.label, experiment.model.get("condition_dim")
+    n, label, conditions = len(dataset.class_names), experiment.label, experiment.model.get("condition_dim")
     found = f"but {dataset.name} has {n or 'no'} sub-folders of images"
-    if told is not None and n != told:
-        return f"needs {told} classes, {found}; give another folder, or an experiment without conditions"
-    if label is None:
-        return None
-    if label >= n:
-        return f"takes class {label} alone, the classes being numbered from 0, {found}; give another one"
-    train, test = (int((y == label).sum()) for y in (dataset.y_train, dataset.y_test))
-    if min(train, test) == 0:
-        name, counts = dataset.class_names[label], f"{train} training and {test} test images"
-        return f"takes class {label} alone, but sub-folder {name!r} of {dataset.name} has {counts}; add images to it"
+    if conditions is not None and n != conditions:
+        return f"needs {conditions} classes, {found}; give another folder, or an experiment without conditions"
+    if label is not None and label >= n:
+        return f"trains on class {label} alone, sub-folder number {label + 1}, {found}; give one with {label + 1}"
     return None
 
 
-def prepare(experiment: Experiment, dataset: Dataset, seed: int) -> Dataset:
-    """The images that the experiment is about: of its class, training ones corrupted or binarised, pixels permuted."""
+def _too_few(experiment: Experiment, dataset: Dataset) -> str | None:
+    """Why the images are too few, in words: batch norm and standard errors need two."""
+    chosen = of_class(experiment, dataset)
+    train, test = len(chosen.x_train), len(chosen.x_test)
+    counts = f"{dataset.name} has {train} and {test}"
     if experiment.label is not None:
-        train, test = dataset.y_train == experiment.label, dataset.y_test == experiment.label
-        x, y = (dataset.x_train[train], dataset.x_test[test]), (dataset.y_train[train], dataset.y_test[test])
-        dataset = replace(dataset, x_train=x[0], y_train=y[0], x_test=x[1], y_test=y[1])
-    if experiment.corruption:
-        dataset = replace(dataset, x_train=add_outliers(dataset.x_train, experiment.corruption, seed))
-    if experiment.binarise_once:
-        binary = torch.bernoulli(unit_interval(dataset.x_train), generator=torch.Generator().manual_seed(seed + 1))
-        dataset = replace(dataset, x_train=(255 * binary).byte())
-    if experiment.permute:
-        dataset = replace(dataset, x_train=permuted(dataset.x_train), x_test=permuted(dataset.x_test))
-    return dataset
+        counts += f" in sub-folder {dataset.class_names[experiment.label]!r}"
+    return f"needs two training and two test images, but {counts}; add images" if min(train, test) < 2 else None
 
 
 def permuted(x: Tensor) -> Tensor:
