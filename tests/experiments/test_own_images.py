@@ -148,8 +148,10 @@ def test_an_interrupted_run_resumes_to_the_figures_of_a_whole_one(interrupted, d
     assert timeless(resumed["history"]) == timeless(whole["history"])
 
 
-def test_a_run_is_not_resumed_with_other_images_of_the_same_folder(interrupted, discs, tmp_path, capsys):
-    other = write_images(tmp_path / "changed" / "discs", 41)
+@pytest.mark.parametrize("n", [41, 60])
+def test_a_run_is_not_resumed_with_further_images_in_the_folder(n, interrupted, tmp_path, capsys):
+    """Of 41 images the new one is for testing: the training images are the same, the curve's test losses are not."""
+    other, before = write_images(tmp_path / "changed" / "discs", n), files_below(interrupted)
     before = files_below(interrupted)
     assert_one_error(run(interrupted, "--epochs", 3, "--data", f"folder:{other}", "--resume"), capsys, "checkpoint")
     assert files_below(interrupted) == before

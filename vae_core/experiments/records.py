@@ -73,9 +73,9 @@ def write_record(record: Record, path: Path) -> None:
         part.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def config_hash(record: Record) -> str:
-    """SHA-256 of a record's config: a checkpoint of another config is refused."""
-    return hashlib.sha256(json.dumps(record["config"], sort_keys=True).encode()).hexdigest()
+def run_hash(record: Record) -> str:
+    """SHA-256 of a record's config and data: a checkpoint of others is refused."""
+    return hashlib.sha256(json.dumps([record["config"], record["data_sha256"]], sort_keys=True).encode()).hexdigest()
 
 
 class RunInProgressError(OSError):

@@ -20,12 +20,12 @@ from vae_core.experiments.definition import Experiment
 from vae_core.experiments.figures import losses_of, lowest, tested, training_losses
 from vae_core.experiments.records import (
     Record,
-    config_hash,
     default_out,
     describe,
     locked,
     read_record,
     record_path,
+    run_hash,
     save_weights,
     write_record,
 )
@@ -172,7 +172,7 @@ def _run(
     history = fit(
         model, dataset.x_train, objective, y=conditions(model, dataset.y_train), epochs=epochs, seed=seed,
         device=runtime, checkpoint=checkpoint if checkpoints or done else None, resume=resume, progress=progress,
-        after_epoch=curve, anneal=anneal, fingerprint=config_hash(record), **fit_settings(experiment.training),
+        after_epoch=curve, anneal=anneal, fingerprint=run_hash(record), **fit_settings(experiment.training),
     )  # fmt: skip
     if runtime.rank > 0:
         return record
