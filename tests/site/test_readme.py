@@ -134,7 +134,7 @@ def test_the_kernel_that_ran_the_colab_cell_finds_the_clone(tmp_path):
 
 
 def test_a_notebook_is_a_test_in_any_working_folder(tmp_path):
-    cell = f"{ROOT / 'notebooks' / '05_gaussian_kl.ipynb'}::ipynb::Cell 0"
+    cell = f"{ROOT / 'notebooks' / '05_gaussian_kl.ipynb'}::Cell 0"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", cell]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1].startswith("1 passed"), done.stdout
