@@ -48,7 +48,7 @@ class PCA(LinearModel):
             limit: Z = (WᵀW)⁻¹WᵀX, W = XZᵀ(ZZᵀ)⁻¹, O(npd) a step. It finds the subspace; a small singular value
             decomposition within it then finds the axes.
         tol: "em" stops when the projector onto the subspace changes by less (Frobenius norm).
-        max_iter: the most steps of "em"; a ConvergenceWarning says that they were not enough.
+        max_iter: the maximum number of steps of "em"; a ConvergenceWarning is given if they do not suffice.
 
     Attributes:
         mean_: (p,).
@@ -119,7 +119,7 @@ class PCA(LinearModel):
 
 
 class PPCA(LinearGaussian):
-    r"""Probabilistic PCA: Ψ = σ²I. The maximum of the likelihood in closed form, or by EM.
+    r"""Probabilistic PCA: Ψ = σ²I. The maximum-likelihood solution in closed form, or by EM.
 
     .. math:: W = U_d(\Lambda_d-\sigma^2I)^{1/2}, \qquad \sigma^2 = \frac1{p-d}\sum_{j>d}\lambda_j
 
@@ -127,9 +127,9 @@ class PPCA(LinearGaussian):
         n_components: d < p; `None` for min(n − 2, p − 1), the most that leaves a variance to the noise.
         method: "closed", or "em", which takes O(npd) a step, reaches the same subspace and σ², and takes NaN as missing
             (the likelihood is then that of the observed values, and EM finds its maximum over W, σ² and μ). A row of
-            NaN alone has log p(x) = 0 and changes nothing; a column of NaN alone is refused.
+            only NaN has log p(x) = 0 and changes nothing; a column of only NaN raises an error.
         tol: "em" stops when a step gains less, nats.
-        max_iter: the most steps of "em"; a ConvergenceWarning says that they were not enough.
+        max_iter: the maximum number of steps of "em"; a ConvergenceWarning is given if they do not suffice.
 
     Attributes:
         mean_, components_, noise_variance_: μ (p,), Wᵀ (d, p), σ² ().
@@ -195,13 +195,13 @@ class FactorAnalysis(LinearGaussian):
               \psi \leftarrow \operatorname{diag}(S - W B S), \qquad B = M^{-1}W^\top\Psi^{-1}
 
     with M = I + WᵀΨ⁻¹W: O(npd) a step (O(p²d) where p < n), and no p×p inverse. W is found up to a rotation. A constant
-    column gets the least variance there is, 1e-12, so its share of log p(x) is arbitrary: leave such columns out, and
-    bring columns in tiny units to variances of about 1 first. NaN is a missing value, as for `PPCA(method="em")`.
+    column gets the smallest noise variance allowed, 1e-12, so its share of log p(x) is arbitrary: leave out such
+    columns, and scale columns in tiny units to variances of about 1. NaN is a missing value, as in `PPCA(method="em")`.
 
     Args:
-        n_components: d; `None` for min(n − 2, p), which is far more than p columns can tell apart.
+        n_components: d; `None` for min(n − 2, p), which is far more than p columns can identify.
         tol: EM stops when a step gains less, nats.
-        max_iter: the most steps of EM; a ConvergenceWarning says that they were not enough.
+        max_iter: the maximum number of steps of EM; a ConvergenceWarning is given if they do not suffice.
 
     Attributes:
         mean_, components_, noise_variance_: μ (p,), Wᵀ (d, p), ψ (p,).

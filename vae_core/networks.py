@@ -22,12 +22,12 @@ def mlp(
 
     Args:
         widths: At least two, from the input on.
-        out_features: The outputs of the last Linear; none is appended without it.
+        out_features: The width of a last, bare Linear; None appends none.
         activation: "relu", "tanh", "sigmoid" or "elu".
         batch_norm: Whether each block normalises over the batch.
 
     Raises:
-        ValueError: There are fewer than two widths, one is no positive integer, or the activation is unknown.
+        ValueError: There are fewer than two widths, one is not a positive integer, or the activation is unknown.
 
     Source: Chen Table 4.1; the order inside a block is that of listing A.1.
     """
@@ -50,7 +50,7 @@ def conv_encoder(input_shape: Sequence[int], channels: Sequence[int] = (32, 64, 
 
     Args:
         input_shape: (C, H, W).
-        channels: The channels after each step.
+        channels: The number of channels after each step.
 
     Raises:
         ValueError: As `feature_map` does.
@@ -75,7 +75,7 @@ def conv_decoder(
     Args:
         latent_dim: d.
         output_shape: (C, H, W).
-        channels: The channels before each step.
+        channels: The number of channels before each step.
 
     Raises:
         ValueError: As `feature_map` does.
@@ -123,10 +123,10 @@ def positive_integers(name: str, values: Any, allowed: str, least: int = 1) -> t
 
 
 def validate_images(x: Tensor, input_shape: Sequence[int]) -> Tensor:
-    """Return `x` if it is what an encoder takes, float data of shape (B, *input_shape).
+    """Return `x` if it is float data of shape (B, *input_shape), as encoders take it.
 
     Raises:
-        TypeError: `x` is no tensor.
+        TypeError: `x` is not a tensor.
         ValueError: It has another shape or dtype.
     """
     if not isinstance(x, Tensor):
