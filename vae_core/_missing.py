@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-FLOOR = 1e-12  # the least noise variance of a column, so that a constant column has a density
+FLOOR = 1e-12  # the smallest noise variance of a column, so that a constant column has a density
 
 
 class Imputation(NamedTuple):

@@ -180,9 +180,9 @@ def inference_gap(
         num_samples: draws for each mean, at least two, `at_once` of them decoded together.
         seed: of all draws.
 
-    Returns: (B,) each, nats: `log_likelihood` (importance sampling with draws from q* widened by a fifth, so a little
+    Returns: (B,) each, nats: `log_likelihood` (importance sampling with draws from q* widened by a fifth, so slightly
     too small on average), `best_elbo`, `elbo`, `approximation_gap`, `amortization_gap`, and `error`, a standard error
-    for the first gap: that of its two means as if each had draws of its own.
+    of the first gap, computed as if its two means came from independent draws.
 
     Raises: ValueError for fewer than two draws, and as `evaluate` does.
 
@@ -284,7 +284,7 @@ def linear_probe(codes: Any, y: Any, codes_test: Any, y_test: Any) -> float:
 
     Source: Chen §4.2 claims a result of this kind.
     """
-    from sklearn.linear_model import LogisticRegression  # imported here: it is slow to import, and most programs need no probe
+    from sklearn.linear_model import LogisticRegression  # slow to import, and rarely needed
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 

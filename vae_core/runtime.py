@@ -39,7 +39,7 @@ class Runtime:
         `"cuda"` is the CUDA device of this process: number `LOCAL_RANK` under `torchrun`, else number 0.
 
         Raises TypeError unless `device` is a string or a torch.device, and ValueError for a device that torch does not
-        find here, or for one numbered CUDA device (`"cuda:1"`) for several processes.
+        find here, or for a numbered CUDA device (`"cuda:1"`) with several processes.
         """
         world_size, present = int(os.environ.get("WORLD_SIZE", 1)), devices()
         if not isinstance(device, str | torch.device):
@@ -107,7 +107,7 @@ def as_int(value: Any) -> Any:
 
 
 def positive_int(name: str, value: Any, least: int = 1) -> int:
-    """Return `value` as a Python int. Raises ValueError unless it is an integer, Python's or NumPy's, of at least `least`.
+    """Return `value` as a Python int. Raise ValueError unless it is an integer, Python's or NumPy's, from `least` on.
 
     Args:
         name: the argument's name, for the message.
