@@ -12,7 +12,8 @@ from torch.distributions.transforms import _InverseTransform
 def without_gradients(q: Distribution) -> Distribution:
     """Return a copy of q in which all tensors are detached, also those of its parts, its transforms and their networks.
 
-    Raises ValueError if the density of the copy still carries a gradient, for example of a tensor in a closure.
+    Raises:
+        ValueError: if the density of the copy still carries a gradient, for example of a tensor in a closure.
     """
     copies: dict[int, Any] = {}
     fixed: Distribution = _detached(q, copies)

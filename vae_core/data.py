@@ -78,8 +78,11 @@ def load(name: str, root: str | Path | None = None, *, size: int | None = None, 
         size, grey: height and width, and whether there is one channel instead of three. The images of a folder are
             converted to these (grey: False if None), so `size` is needed; other data sets must have them already.
 
-    Raises ValueError for an unknown name, for files that are damaged or not of this data set, or for images of another
-    size; FileNotFoundError if the set is not there and cannot be downloaded; OSError if the root cannot be written.
+    Raises:
+        ValueError: for an unknown name, for files that are damaged or not of this data set, or for images of another
+            size.
+        FileNotFoundError: if the set is not there and cannot be downloaded.
+        OSError: if the root cannot be written.
     """
     if isinstance(name, str) and name.startswith("folder:"):
         if size is None:
@@ -142,9 +145,12 @@ def from_folder(
         seed: of the split.
         root: the data root; `default_root()` if None.
 
-    Raises ValueError for arguments out of range, a file instead of a folder, sub-folders that are named like splits
-    (`train`, `test`), or fewer than two images that can be read; TypeError for a path or `grey` of another type;
-    FileNotFoundError if there is no such folder; OSError if the root cannot be written.
+    Raises:
+        ValueError: for arguments out of range, a file instead of a folder, sub-folders that are named like splits
+            (`train`, `test`), or fewer than two images that can be read.
+        TypeError: for a path or `grey` of another type.
+        FileNotFoundError: if there is no such folder.
+        OSError: if the root cannot be written.
     """
     settings = check_settings(path, size, grey, test_fraction, seed)
     listing = list_images(Path(path).expanduser())

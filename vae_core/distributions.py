@@ -54,9 +54,12 @@ def diagonal_normal(mean: Float[Tensor, "*#batch #d"], log_variance: Float[Tenso
         mean: μ, shape (..., d).
         log_variance: log σ², shape (..., d). A network outputs this, so that σ > 0 needs no constraint.
 
-    Returns: a distribution with batch (...) and event (d,).
+    Returns:
+        a distribution with batch (...) and event (d,).
 
-    Raises: TypeError unless both are tensors; ValueError if they are single numbers or their shapes do not fit.
+    Raises:
+        TypeError: unless both are tensors.
+        ValueError: if they are single numbers or their shapes do not fit.
 
     Source: Chen §3.5.
     """
@@ -76,7 +79,8 @@ def standard_normal(latent_dim: int, like: Float[Tensor, "..."] | None = None) -
         latent_dim: d.
         like: a tensor whose device and dtype are used; torch's defaults if None.
 
-    Raises: ValueError unless latent_dim is a positive integer.
+    Raises:
+        ValueError: unless latent_dim is a positive integer.
 
     Source: Chen §3.5.
     """
@@ -99,10 +103,12 @@ def kl_divergence(q: Distribution, p: Distribution) -> Float[Tensor, "*batch"]:
         q: a `diagonal_normal` or a `MultivariateNormal`, batch (...), event (d,).
         p: another one, whose batch broadcasts with that of q.
 
-    Returns: nats, shape: the broadcast batch.
+    Returns:
+        nats, with the broadcast batch as shape.
 
-    Raises: TypeError if q or p is not a Gaussian, ValueError if their event shapes differ or their batches do not
-    broadcast.
+    Raises:
+        TypeError: if q or p is not a Gaussian.
+        ValueError: if their event shapes differ or their batches do not broadcast.
 
     Source: Chen §3.5; lecture notes (14)-(16).
     """
@@ -133,9 +139,11 @@ def kl_monte_carlo(q: Distribution, p: Distribution, num_samples: int = 1) -> Fl
         p: one with the same event shape, whose batch broadcasts to that of q.
         num_samples: K.
 
-    Returns: nats, shape: the batch of q.
+    Returns:
+        nats, with the batch of q as shape.
 
-    Raises: ValueError unless num_samples is a positive integer and the shapes of q and p agree.
+    Raises:
+        ValueError: unless num_samples is a positive integer and the shapes of q and p agree.
     """
     size = torch.Size([positive_int("num_samples", num_samples)])
     if q.event_shape != p.event_shape or not shapes_broadcast(q.batch_shape, p.batch_shape, onto=q.batch_shape):
@@ -158,7 +166,8 @@ def log_prob_reparameterized(
         epsilon: ε, shape (..., d).
         log_variance: log σ², a shape that broadcasts to that of ε.
 
-    Returns: nats, shape (...).
+    Returns:
+        nats, shape (...).
 
     Source: Chen §3.6.
     """

@@ -48,10 +48,12 @@ def evaluate(
         y: the condition of each datum, (N, c), for a conditional model, passed to `model.given` batch by batch. The
             conditions of a model that is `model.given(y)` already are split in the same way.
 
-    Returns: `{"loss", "reconstruction", "kl", "n"}` with loss = reconstruction + kl = minus the mean ELBO.
+    Returns:
+        `{"loss", "reconstruction", "kl", "n"}` with loss = reconstruction + kl = minus the mean ELBO.
 
-    Raises: ValueError for settings or data out of range, another number of conditions, or a loss that is nan; TypeError
-    if x is not data; and what `objectives.elbo` raises.
+    Raises:
+        ValueError: for settings or data out of range, another number of conditions, or a loss that is nan.
+        TypeError: if x is not data; and what `objectives.elbo` raises.
 
     Source: Chen §4.1, listing A.2 (one sampled code, batch norm by its running averages).
     """
@@ -180,11 +182,13 @@ def inference_gap(
         num_samples: draws for each mean, at least two, `at_once` of them decoded together.
         seed: of all draws.
 
-    Returns: (B,) each, nats: `log_likelihood` (importance sampling with draws from q* widened by a fifth, so slightly
-    too small on average), `best_elbo`, `elbo`, `approximation_gap`, `amortization_gap`, and `error`, a standard error
-    of the first gap, computed as if its two means came from independent draws.
+    Returns:
+        tensors (B,), nats, named `log_likelihood` (importance sampling with draws from q* widened by a fifth, so
+        slightly too small on average), `best_elbo`, `elbo`, `approximation_gap`, `amortization_gap`, and `error`, a
+        standard error of the first gap, computed as if its two means came from independent draws.
 
-    Raises: ValueError for fewer than two draws, and as `evaluate` does.
+    Raises:
+        ValueError: for fewer than two draws, and as `evaluate` does.
 
     Source: VI slides §3; Cremer, Li and Duvenaud (2018) eq. (3).
     """
@@ -280,7 +284,8 @@ def linear_probe(codes: Any, y: Any, codes_test: Any, y_test: Any) -> float:
         codes, codes_test: (N, d), standardised by the training codes' means and deviations.
         y, y_test: classes, (N,), integers.
 
-    Raises: ValueError where codes and classes differ in number or widths differ.
+    Raises:
+        ValueError: where codes and classes differ in number or widths differ.
 
     Source: Chen §4.2 claims a result of this kind.
     """

@@ -50,9 +50,11 @@ def score_function(
         control_variate: (h, E_q[h]): h(z) is subtracted from f(z), and the gradient of its mean added, a tensor (B,)
             that is differentiable in λ; see `taylor_control_variate`.
 
-    Returns: shape (B,).
+    Returns:
+        shape (B,).
 
-    Raises: ValueError for another baseline or control variate, or for leave-one-out with one sample.
+    Raises:
+        ValueError: for another baseline or control variate, or for leave-one-out with one sample.
 
     Source: Chen §3.3 (without its misprint); Williams (1992); baselines: Mnih and Gregor (2014), Kool et al. (2019);
     Paisley et al. (2012).
@@ -85,7 +87,8 @@ def pathwise(
         num_samples: K.
         draw: `draw(q, K)` returns z as a function of λ: `location_scale` (the default), `inverse_cdf`, `implicit`.
 
-    Raises: ValueError if q has no such path.
+    Raises:
+        ValueError: if q has no such path.
 
     Source: Chen §3.4; Kingma and Welling (2014) §2.4.
     """
@@ -95,7 +98,8 @@ def pathwise(
 def location_scale(q: Distribution, num_samples: int) -> Float[Tensor, " K *z"]:
     r"""Return z = μ + σ ⊙ ε, or z = μ + Lε with Σ = LLᵀ, or another draw by torch's `rsample`: (K, B, d).
 
-    Raises: ValueError if q has no `rsample`.
+    Raises:
+        ValueError: if q has no `rsample`.
 
     Source: Chen §3.4.
     """
@@ -107,7 +111,8 @@ def location_scale(q: Distribution, num_samples: int) -> Float[Tensor, " K *z"]:
 def inverse_cdf(q: Distribution, num_samples: int) -> Float[Tensor, " K *z"]:
     r"""Return z = F⁻¹(u) with u uniform on the unit cube, coordinate by coordinate: (K, B, d).
 
-    Raises: ValueError if q has no `icdf`.
+    Raises:
+        ValueError: if q has no `icdf`.
 
     Source: Chen §3.4.
     """
@@ -126,8 +131,9 @@ def implicit(q: Distribution, num_samples: int) -> Float[Tensor, " K *z"]:
     .. math:: F_\lambda(z) = u \text{ for fixed } u \quad\Rightarrow\quad
               \frac{\partial z}{\partial\lambda} = -\frac{\partial F_\lambda(z)/\partial\lambda}{q_\lambda(z)}
 
-    Raises: ValueError if q has no `cdf`; torch raises NotImplementedError, at the backward pass, for a parameter in
-    which its cdf has no derivative (a Gamma's concentration: `location_scale` has that one).
+    Raises:
+        ValueError: if q has no `cdf`; torch raises NotImplementedError, at the backward pass, for a parameter in which
+            its cdf has no derivative (a Gamma's concentration: `location_scale` has that one).
 
     Source: Figurnov, Mohamed and Mnih (2018) eq. (6).
     """
@@ -147,7 +153,8 @@ def sticking_the_landing(f: Function, q: Distribution, num_samples: int = 1) -> 
 
     What is left out, −∇_λ log q_λ(z) at fixed z, has mean 0. At q = p(z|x) the gradient is 0 for every single draw.
 
-    Raises: ValueError if q has no `rsample`, or cannot be detached (`stop_gradient`).
+    Raises:
+        ValueError: if q has no `rsample`, or cannot be detached (`stop_gradient`).
 
     Source: Roeder, Wu and Duvenaud (2017) eq. (8).
     """
@@ -184,7 +191,8 @@ def taylor_control_variate(f: Function, q: Independent) -> tuple[Function, Float
 
     m is μ, held fixed. It takes d + 1 derivatives of f, which must be twice differentiable.
 
-    Returns: (h, E_q[h]), where h maps (K, B, d) to (K, B) and E_q[h] has shape (B,).
+    Returns:
+        (h, E_q[h]), where h maps (K, B, d) to (K, B) and E_q[h] has shape (B,).
 
     Source: Paisley, Blei and Jordan (2012) §3; Miller et al. (2017).
     """
@@ -205,7 +213,8 @@ def stop_gradient(q: Distribution) -> Distribution:
 
     The parameters of networks inside its transforms (a normalising flow) are detached too.
 
-    Raises: ValueError if the density still carries a gradient, for example of tensors in a function's closure.
+    Raises:
+        ValueError: if the density still carries a gradient, for example of tensors in a function's closure.
     """
     return without_gradients(q)
 
@@ -220,9 +229,11 @@ def replicates(surrogate: Callable[..., Tensor], parameters: tuple[Tensor, ...],
         parameters: tensors of any shapes.
         count: the number of estimates.
 
-    Returns: for each parameter a tensor (count, *its shape).
+    Returns:
+        for each parameter a tensor (count, *its shape).
 
-    Raises: ValueError unless count is a positive integer and the surrogate returns that many values.
+    Raises:
+        ValueError: unless count is a positive integer and the surrogate returns that many values.
     """
     n = positive_int("count", count)
     with gradients_recorded():

@@ -103,10 +103,12 @@ def fit_posterior(
         num_samples: draws from q in each step.
         seed: of the draws.
 
-    Returns: q with batch (B,), event (d,), without a gradient.
+    Returns:
+        q with batch (B,), event (d,), without a gradient.
 
-    Raises: ValueError for settings out of range, a start of another shape, and as `objectives.elbo` does;
-    ArithmeticError if the search diverges.
+    Raises:
+        ValueError: for settings out of range, a start of another shape, and as `objectives.elbo` does.
+        ArithmeticError: if the search diverges.
 
     Source: VI slides (16)-(17); Hoffman et al. (2013).
     """
@@ -162,10 +164,13 @@ def variational_em(
         seed: of the order and the draws.
         after_epoch: called after each epoch; the numbers that it returns are added to the row.
 
-    Returns: a row per epoch: `epoch`, `loss` (that of the M-steps, nats per datum), and what `after_epoch` adds.
+    Returns:
+        a row per epoch with `epoch`, `loss` (that of the M-steps, nats per datum), and what `after_epoch` adds.
 
-    Raises: ValueError unless all settings are positive and q has a row for each datum, for parameters that were created
-    inside `torch.inference_mode`, and as `objectives.elbo` does; ArithmeticError if the loss becomes nan or infinite.
+    Raises:
+        ValueError: unless all settings are positive and q has a row for each datum, for parameters that were created
+            inside `torch.inference_mode`, and as `objectives.elbo` does.
+        ArithmeticError: if the loss becomes nan or infinite.
 
     Source: VI slides, "vEM", (18)-(22); Chen §3.3.
     """
@@ -219,9 +224,11 @@ def annealed_importance_sampling(
         leapfrog_steps, step_size: of T, in standard deviations of q.
         seed: of all draws.
 
-    Returns: nats, shape (K, B).
+    Returns:
+        nats, shape (K, B).
 
-    Raises: ValueError unless all settings are positive, and as `objectives.log_weights` does.
+    Raises:
+        ValueError: unless all settings are positive, and as `objectives.log_weights` does.
 
     Source: Neal (2001) §2; for decoders, Wu et al. (2017).
     """
@@ -257,9 +264,11 @@ def log_mean_exp(log_w: Float[Tensor, " K *B"]) -> tuple[Float[Tensor, "*B"], Fl
     Args:
         log_w: log weights (K, B), nats; −∞ for a weight of 0.
 
-    Returns: two tensors (B,), nats.
+    Returns:
+        two tensors (B,), nats.
 
-    Raises: ValueError for fewer than two weights.
+    Raises:
+        ValueError: for fewer than two weights.
     """
     if not isinstance(log_w, Tensor) or log_w.dim() == 0 or len(log_w) < 2:
         count = len(log_w) if isinstance(log_w, Tensor) and log_w.dim() else type(log_w).__name__

@@ -60,10 +60,12 @@ def log_weights(
         x: data, (B, …).
         num_samples: K.
 
-    Returns: nats, shape (K, B).
+    Returns:
+        nats, shape (K, B).
 
-    Raises: ValueError unless num_samples is a positive integer, the distributions of the model have the promised
-    shapes, x lies in the support of p(x|z), and q has reparameterized samples wherever a gradient is recorded.
+    Raises:
+        ValueError: unless num_samples is a positive integer, the distributions of the model have the promised shapes, x
+            lies in the support of p(x|z), and q has reparameterized samples wherever a gradient is recorded.
     """
     q, prior, z, log_likelihood = _draw(model, x, num_samples)
     return prior.log_prob(z) + log_likelihood - q.log_prob(z)
@@ -101,9 +103,12 @@ def elbo(
         kl: `"analytic"` takes the divergence in closed form (Gaussians only) and samples the first term
             (Chen (3.3)); `"monte_carlo"` samples both from the same draws (Chen (3.2)).
 
-    Returns: nats, shape (B,).
+    Returns:
+        nats, shape (B,).
 
-    Raises: ValueError for another `kl`, and as `log_weights` does; TypeError for `"analytic"` without Gaussians.
+    Raises:
+        ValueError: for another `kl`, and as `log_weights` does.
+        TypeError: for `"analytic"` without Gaussians.
     """
     return elbo_terms(model, x, num_samples, kl).value
 
@@ -125,8 +130,9 @@ def beta_elbo_terms(
         model, x, num_samples, kl: as in `elbo`.
         beta: β ≥ 0, finite: a number, or a tensor of shape (), (1,) or (B,).
 
-    Raises: ValueError for another β, and as `elbo` does. The values of a tensor are not checked inside `training.fit`,
-    which anneals β.
+    Raises:
+        ValueError: for another β, and as `elbo` does. The values of a tensor are not checked inside `training.fit`,
+            which anneals β.
 
     Source: Higgins et al. (2017); with a rising β, Bowman et al. (2016).
     """
@@ -141,7 +147,8 @@ def linear_warm_up(share: float) -> Callable[[float], float]:
     Args:
         share: the fraction of training over which β rises.
 
-    Raises: ValueError unless 0 < share ≤ 1.
+    Raises:
+        ValueError: unless 0 < share ≤ 1.
 
     Source: Sønderby et al. (2016) §2.2.
     """
@@ -157,7 +164,8 @@ def cyclical(cycles: int, share: float = 0.5) -> Callable[[float], float]:
         cycles: the number of cycles in all of training.
         share: the fraction of a cycle over which β rises.
 
-    Raises: ValueError unless cycles is a positive integer and 0 < share ≤ 1.
+    Raises:
+        ValueError: unless cycles is a positive integer and 0 < share ≤ 1.
 
     Source: Fu et al. (2019) §3.2.
     """
@@ -180,7 +188,9 @@ def free_bits_terms(
         x, num_samples: as in `elbo`.
         floor: κ, nats, finite and not negative.
 
-    Raises: ValueError for another floor, TypeError for another q or prior; other errors as in `elbo`.
+    Raises:
+        ValueError: for another floor.
+        TypeError: for another q or prior; other errors as in `elbo`.
 
     Source: Kingma et al. (2016) §2.4, (15).
     """
@@ -218,7 +228,8 @@ def reconstruction_log_likelihood(model: Codec, x: Float[Tensor, "B ..."]) -> Va
         model: what `Codec` describes.
         x: data, (B, …).
 
-    Raises: ValueError where p(x|z) has another shape than that of x, or x is outside of its support.
+    Raises:
+        ValueError: where p(x|z) has another shape than that of x, or x is outside of its support.
 
     Source: Saleh §4.1.4.
     """

@@ -42,8 +42,9 @@ class QuadratureModel:
         limit: the grid covers [−limit, limit].
         points: the number of grid points.
 
-    Raises: ValueError for settings out of range, for x or q of another shape, and where a posterior or a q does not fit
-    the grid.
+    Raises:
+        ValueError: for settings out of range, for x or q of another shape, and where a posterior or a q does not fit
+            the grid.
 
     Source: Chen §2.2 and lecture notes §1.2, which only state that these integrals exist.
     """

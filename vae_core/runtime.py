@@ -38,8 +38,10 @@ class Runtime:
 
         `"cuda"` is the CUDA device of this process: number `LOCAL_RANK` under `torchrun`, else number 0.
 
-        Raises TypeError unless `device` is a string or a torch.device, and ValueError for a device that torch does not
-        find here, or for a numbered CUDA device (`"cuda:1"`) with several processes.
+        Raises:
+            TypeError: unless `device` is a string or a torch.device.
+            ValueError: for a device that torch does not find here, or for a numbered CUDA device (`"cuda:1"`) with
+                several processes.
         """
         world_size, present = int(os.environ.get("WORLD_SIZE", 1)), devices()
         if not isinstance(device, str | torch.device):

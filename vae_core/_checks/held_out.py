@@ -17,7 +17,8 @@ Function = Callable[[Any, Tensor, slice], Terms]  # of the model under its condi
 def conditions_of(model: Any, y: Any, n: int) -> Tensor | None:
     """Return the condition of each of n data: `y`, or what a conditional model was given; None where there is none.
 
-    Raises ValueError for another number of conditions than data, or for `y` with a model that takes none.
+    Raises:
+        ValueError: for another number of conditions than data, or for `y` with a model that takes none.
     """
     if y is not None:
         if not hasattr(model, "given"):

@@ -41,9 +41,11 @@ def as_images(x: Any, name: str = "x", *, dtype: torch.dtype | None = None, prog
         dtype: of floating-point results; torch's default if None. `runtime.dtype_of(model)` is the model's.
         progress: whether a bar is drawn while a long Dataset is read.
 
-    Raises TypeError for complex numbers, integers wider than a byte, strings, objects, masked arrays, DataLoaders,
-    IterableDatasets and all that is not data; ValueError for no data at all, a single axis, nan or infinity, 0/1
-    stored as uint8 (which would be 0 and 1/255), images of several shapes, or more than fits into memory.
+    Raises:
+        TypeError: for complex numbers, integers wider than a byte, strings, objects, masked arrays, DataLoaders,
+            IterableDatasets and all that is not data.
+        ValueError: for no data at all, a single axis, nan or infinity, 0/1 stored as uint8 (which would be 0 and
+            1/255), images of several shapes, or more than fits into memory.
     """
     return images_and_labels(x, name, dtype=dtype, progress=progress).x
 
@@ -76,8 +78,10 @@ def as_labels(y: Any, n: int | None = None, name: str = "y", *, dtype: torch.dty
         name: the caller's name for them, for messages.
         dtype: of conditions; torch's default if None.
 
-    Raises TypeError for masked arrays, complex numbers, strings (number them: `np.unique(y, return_inverse=True)`) and
-    objects; ValueError for another length than `n`, nan or infinity, or fractions as classes (4.5).
+    Raises:
+        TypeError: for masked arrays, complex numbers, strings (number them: `np.unique(y, return_inverse=True)`) and
+            objects.
+        ValueError: for another length than `n`, nan or infinity, or fractions as classes (4.5).
     """
     labels = as_tensor(y, name)
     if labels.dim() == 0:

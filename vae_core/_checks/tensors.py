@@ -16,7 +16,8 @@ def kind(value: Any) -> str:
 def as_tensor(value: Any, name: str) -> Tensor:
     """Return real numbers as a plain, strided, detached tensor that shares their memory where it can.
 
-    Raises TypeError for masked arrays, complex numbers, strings, objects, sparse tensors and rows of several lengths.
+    Raises:
+        TypeError: for masked arrays, complex numbers, strings, objects, sparse tensors and rows of several lengths.
     """
     if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
         if len({part.shape for part in value}) > 1:

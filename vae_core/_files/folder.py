@@ -73,8 +73,9 @@ def check_settings(path: Any, size: Any, grey: Any, test_fraction: Any, seed: An
 def list_images(folder: Path) -> Listing:
     """Return the image files below `folder`, sorted by name, with the classes that its sub-folders are.
 
-    Raises FileNotFoundError if there is no such folder, ValueError if it is a file, holds no image, or if its
-    sub-folders are named like splits (`train`, `test`).
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it is a file, holds no image, or if its sub-folders are named like splits (`train`, `test`).
     """
     if not folder.exists():
         raise FileNotFoundError(f"path {folder} does not exist; give a folder of images")
@@ -103,7 +104,8 @@ def _classes(names: list[str]) -> tuple[list[int], tuple[str, ...], bool]:
 def read_folder(listing: Listing, settings: Settings) -> Arrays:
     """Return the images and labels of both splits; warn of the files that cannot be read.
 
-    Raises ValueError if fewer than two can be, or if they do not fit into memory.
+    Raises:
+        ValueError: if fewer than two can be read, or if they do not fit into memory.
     """
     images, kept, broken = read_images(listing, settings)
     first = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")

@@ -22,7 +22,8 @@ def save(path: Path, model: nn.Module, optimizer: Optimizer, history: list, sett
         settings: numbers and strings that a run must share to continue from this file.
         best: what early stopping keeps; empty without it.
 
-    Raises OSError if it cannot be written; the previous checkpoint then stays.
+    Raises:
+        OSError: if it cannot be written; the previous checkpoint then stays.
     """
     rng, device = {"cpu": torch.get_rng_state()}, device_of(model)
     if device.type == "cuda":
@@ -49,7 +50,9 @@ def restore(
 
     Returns the history so far and what early stopping had kept, both empty where there is no checkpoint.
 
-    Raises FileExistsError if there is one and `resume` is False, ValueError if it is of another run or damaged.
+    Raises:
+        FileExistsError: if there is one and `resume` is False.
+        ValueError: if it is of another run or damaged.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

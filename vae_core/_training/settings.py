@@ -23,7 +23,9 @@ EXAMPLES = "such as torch.optim.AdamW or functools.partial(torch.optim.SGD, mome
 def check_numbers(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with NumPy's numbers as Python's, since a checkpoint can hold no others.
 
-    Raises TypeError for another type, ValueError for a value out of range; the message names the setting.
+    Raises:
+        TypeError: for another type.
+        ValueError: for a value out of range; the message names the setting.
     """
     check_seed(settings["seed"])
     for name, known in CHOICES.items():
@@ -108,7 +110,9 @@ def make_optimizer(
 ) -> Optimizer:
     """Return the optimizer of a model's parameters: fused, and on CUDA capturable, where possible.
 
-    Raises ValueError if it cannot be made with these settings or needs a closure, TypeError if it is not an optimizer.
+    Raises:
+        ValueError: if it cannot be made with these settings or needs a closure.
+        TypeError: if it is not an optimizer.
     """
     fixed = getattr(optimizer, "keywords", {})
     for name, ours in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):

@@ -84,8 +84,9 @@ class Step:
     def gradient_step(self, index: Tensor, loss_weight: float) -> Tensor:
         """Make one step on the data of these indices, whose loss is multiplied by `loss_weight`; return the sums.
 
-        Raises TypeError or ValueError for an objective that does not return values and terms, (B,) each, or whose
-        values do not depend on the parameters.
+        Raises:
+            TypeError, ValueError: for an objective that does not return values and terms, (B,) each, or whose values do
+                not depend on the parameters.
         """
         value, terms = self.evaluate(*self.batch(self.x, self.y, index))
         self._take_names(terms)

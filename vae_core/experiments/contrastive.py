@@ -44,7 +44,8 @@ def info_nce(scores: Tensor) -> Tensor:
     Args:
         scores: `scores[i, j]` is s(u_i, v_j) for N independent pairs, any function s.
 
-    Raises: ValueError unless the last two sizes are equal.
+    Raises:
+        ValueError: unless the last two sizes are equal.
 
     Source: van den Oord et al. (2018); Poole et al. (2019), eq. (10).
     """
@@ -65,7 +66,8 @@ def nt_xent(u: Tensor, v: Tensor, temperature: float = 0.5) -> Tensor:
         u, v: the codes of the two views, (B, d).
         temperature: τ > 0.
 
-    Raises: ValueError for codes of different shape, fewer than two images, or a temperature that is not positive.
+    Raises:
+        ValueError: for codes of different shape, fewer than two images, or a temperature that is not positive.
 
     Source: Chen, Kornblith et al. (2020), eq. (1).
     """

@@ -83,7 +83,8 @@ def residual_vae(
         likelihood: a name in `likelihoods.LIKELIHOODS`, or a callable.
         precision: "bfloat16" computes encoder and decoder under autocast; heads, likelihood and KL stay in float32.
 
-    Raises ValueError for an unknown precision, and as `networks.conv_encoder` does.
+    Raises:
+        ValueError: for an unknown precision, and as `networks.conv_encoder` does.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, got {precision!r}")
