@@ -27,6 +27,9 @@ The core uses `_checks` (checks of input), `_files` (files on disk) and `_traini
 use the core: `interactive` holds the widgets, `experiments` the recorded runs and the command line.
 Import what you use from its file: ``from vae_core.objectives import elbo``.
 
+In docstrings a batch has shape (B, ...) and values are in nats unless they say otherwise. A function whose first line
+or module states the shapes of all its arguments has no list of them.
+
 Sources that docstrings abbreviate:
 
 - Chen: Chen (2020), "Variational Auto-encoders with Application to Unsupervised Representation Learning", a thesis;

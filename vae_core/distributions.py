@@ -194,7 +194,7 @@ def log_variance(q: Distribution) -> Float[Tensor, "*batch d"]:
 
 
 def shapes_broadcast(one: torch.Size, other: torch.Size, onto: torch.Size | None = None) -> bool:
-    """Return whether two shapes broadcast, to the shape `onto` if it is given."""
+    """Return whether the shapes `one` and `other` broadcast, and to the shape `onto` if it is given."""
     if len(other) == 0 or one == other:  # the common case, without torch's slower check
         return onto is None or one == onto
     try:

@@ -87,7 +87,13 @@ def reconstruction_mse(model: Codec, x: Any, target: Any = None, batch_size: int
     .. math:: \frac1{ND}\sum_n\|\hat x(x_n)-t_n\|^2
 
     With corrupted images as x and the clean ones as target, it measures how much of the corruption is removed.
-    Raises ValueError if the shapes differ; other arguments and errors are those of `evaluate`.
+    Other arguments and errors are those of `evaluate`.
+
+    Args:
+        target: t, of the shape of x; x itself if None.
+
+    Raises:
+        ValueError: if the shapes differ.
 
     Source: Saleh §4.1.4.
     """
@@ -109,7 +115,14 @@ def add_outliers(x: Any, probability: float, seed: int = 0) -> Tensor:
     .. math:: \tilde x_j = \min(1,\ x_j + b_j\,|\epsilon_j|), \qquad b_j \sim \mathrm{Bernoulli}(\nu),\quad
               \epsilon_j \sim \mathcal N(0, 1)
 
-    The same seed gives the same corruption. Raises ValueError unless 0 ≤ ν ≤ 1, TypeError unless x is uint8.
+    Args:
+        x: images of any shape, uint8.
+        probability: ν.
+        seed: the same seed gives the same corruption.
+
+    Raises:
+        ValueError: unless 0 ≤ ν ≤ 1.
+        TypeError: unless x is uint8.
 
     Source: Saleh §4.1.4 states no distribution; this is its author's public code, clipped to [0, 1].
     """
@@ -226,8 +239,11 @@ def kl_per_unit(model: LatentVariableModel, x: Any, batch_size: int = 1000, y: A
 
     .. math:: \frac1N\sum_n \mathrm{KL}\big(q(z_j|x_n)\,\|\,\mathcal N(0,1)\big)
 
-    For models whose posterior is a factorised Gaussian and whose prior is N(0, I). A unit is called active where this
-    exceeds 0.01 nats. Raises TypeError for another q; other arguments and errors are those of `evaluate`.
+    The posterior must be a factorised Gaussian, and the prior N(0, I). A unit is called active if this exceeds 0.01
+    nats. Arguments and other errors are those of `evaluate`.
+
+    Raises:
+        TypeError: for another q.
 
     Source: Saleh §4.2.2 asks the question (by column sums of the decoder); Burda et al. (2016) §5.3.
     """
@@ -246,7 +262,13 @@ def entropy_floor(x: Any) -> float:
     .. math:: \frac1N\sum_n\sum_j -x_{nj}\log x_{nj} - (1-x_{nj})\log(1-x_{nj})
 
     It is 0 for binary images, and 45.53 for MNIST's grey test images: the cross entropy of a pixel x with a probability
-    s is smallest at s = x, and is the entropy of x there. Raises ValueError for values outside [0, 1] or no images.
+    s is smallest at s = x, and is the entropy of x there.
+
+    Args:
+        x: images (N, ...), in [0, 1] or uint8.
+
+    Raises:
+        ValueError: for values outside [0, 1] or no images.
 
     Source: Gibbs' inequality; the figure is computed.
     """
@@ -300,7 +322,11 @@ def linear_probe(codes: Any, y: Any, codes_test: Any, y_test: Any) -> float:
 def neighbour_accuracy(codes: Any, y: Any, codes_test: Any, y_test: Any, num_neighbours: int = 10) -> float:
     """Return the share of test data for which most of the nearest training codes (Euclidean) have the right class.
 
-    It measures how well the classes are separated, whatever their shape. Shapes and errors are those of `linear_probe`.
+    It measures how well the classes are separated, whatever their shape. Other arguments and errors are those of
+    `linear_probe`.
+
+    Args:
+        num_neighbours: how many training codes decide.
 
     Source: Chen §4.2 and §4.3 judge this from scatter plots.
     """
@@ -317,7 +343,13 @@ def sharpness(x: Any) -> float:
 
     .. math:: \frac1N\sum_n \operatorname{Var}_{ij}\big(x_{i+1,j}+x_{i-1,j}+x_{i,j+1}+x_{i,j-1}-4x_{ij}\big)
 
-    over the inner pixels and channels of (N, C, H, W). Raises ValueError for other shapes or sides of less than 3.
+    over the inner pixels and channels.
+
+    Args:
+        x: images (N, C, H, W), in [0, 1] or uint8.
+
+    Raises:
+        ValueError: for other shapes or sides of less than 3.
 
     Source: Chen §4.3 calls reconstructions blurry; the measure is Pech-Pacheco et al.'s.
     """

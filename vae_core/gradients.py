@@ -6,7 +6,8 @@ importance-weighted bound. Its autograd gradient is the estimator, in the parame
 
 With f(z) = log p(x,z) − log q(z) that is the ELBO, in nats. All raise ValueError unless `num_samples` is a positive
 integer and f returns one value for each draw and batch element of q. This also catches a q that lacks its event
-dimension, with batch (B, d) instead.
+dimension, with batch (B, d) instead. Below, f maps z (K, B, d) to (K, B), q has batch (B,) and event (d,), and
+`num_samples` is K.
 """
 
 from collections.abc import Callable, Sequence

@@ -58,8 +58,14 @@ class WithPosterior:
 class LocalPosteriors(nn.Module):
     r"""A factorised Gaussian for each of N data: λ_n = (μ_n, log σ_n²), 2dN numbers in all. They start at N(0, I).
 
-    Calling it with indices (B,) returns q, batch (B,), event (d,). Raises ValueError unless `n` and `latent_dim` are
-    positive integers.
+    Calling it with indices (B,) returns q, batch (B,), event (d,).
+
+    Args:
+        n: N.
+        latent_dim: d.
+
+    Raises:
+        ValueError: unless both are positive integers.
 
     Source: VI slides (15); lecture notes §1.3.
     """

@@ -74,7 +74,7 @@ class PCA(LinearModel):
         self.n_components, self.method, self.tol, self.max_iter = n_components, method, tol, max_iter
 
     def fit(self, X: Any, y: object = None) -> Self:
-        """Find mean, components and their variances. `y` is ignored, as in scikit-learn."""
+        """Return the model with mean, components and variances of X (n, p). `y` is ignored, as in scikit-learn."""
         table, d = self._read_for_fit(X)
         mean, centred = centre(table)
         if self.method == "svd":
@@ -106,11 +106,11 @@ class PCA(LinearModel):
         return basis
 
     def transform(self, X: Any) -> Any:
-        """Return the codes z = Uᵀ(x − x̄), (n, d)."""
+        """Return the codes z = Uᵀ(x − x̄) of X (n, p), (n, d)."""
         return like((self._read(X) - self._mean) @ self._W, X)
 
     def inverse_transform(self, X: Any) -> Any:
-        """Return the points x̄ + U z of the subspace for the codes z in X, (n, p)."""
+        """Return the points x̄ + U z of the subspace, (n, p), for codes z, (n, d). Raise ValueError for another d."""
         check_is_fitted(self)
         codes, d = read_table(X), len(self.components_)
         if codes.shape[1] != d:
@@ -157,7 +157,7 @@ class PPCA(LinearGaussian):
         return tags
 
     def fit(self, X: Any, y: object = None) -> Self:
-        """Find W, μ and σ². `y` is ignored."""
+        """Return the model with W, μ and σ² for X (n, p). `y` is ignored."""
         table, d = self._read_for_fit(X, missing=self.method == "em")
         if self.method == "em":
             return self._fit_by_em(X, table, d)
@@ -221,7 +221,7 @@ class FactorAnalysis(LinearGaussian):
         return tags
 
     def fit(self, X: Any, y: object = None) -> Self:
-        """Find W, μ and ψ. `y` is ignored."""
+        """Return the model with W, μ and ψ for X (n, p). `y` is ignored."""
         return self._fit_by_em(X, *self._read_for_fit(X, missing=True))
 
     def _start(self, variance: Float64[Tensor, " p"], d: int) -> tuple[Tensor, Tensor]:

@@ -93,6 +93,10 @@ def conv_decoder(
 def feature_map(input_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
     """Return the shape (C, H, W) after one halving convolution for each entry of `channels`.
 
+    Args:
+        input_shape: (C, H, W) of an image.
+        channels: The number of channels after each step.
+
     Raises:
         ValueError: `channels` is empty or holds no positive integers, `input_shape` is not (C, H, W), or a height or
             width cannot be halved that often; the message names channels that fit.
@@ -113,8 +117,14 @@ def feature_map(input_shape: Sequence[int], channels: Sequence[int]) -> tuple[in
 def positive_integers(name: str, values: Any, allowed: str, least: int = 1) -> tuple[int, ...]:
     """Return `values` as Python integers.
 
+    Args:
+        name: The argument's name, for the message.
+        values: What the caller passed.
+        allowed: What the message says is allowed.
+        least: The smallest number of integers.
+
     Raises:
-        ValueError: They are not a sequence of `least` positive integers or more; the message says what is `allowed`.
+        ValueError: They are not a sequence of at least that many positive integers.
     """
     sizes = tuple(map(as_int, values)) if isinstance(values, Iterable) else ()
     if len(sizes) < least or not all(type(size) is int and size > 0 for size in sizes):

@@ -86,7 +86,7 @@ class QuadratureModel:
         return (self.log_joint(x) - self.log_prob(x)[:, None]).exp()
 
     def expectation(self, density: Float[Tensor, "B P"], values: Float[Tensor, "*_ P"]) -> Float[Tensor, " _"]:
-        """Return ∫ density(z) values(z) dz over the grid."""
+        """Return ∫ density(z) values(z) dz over the grid, for both at the grid's points."""
         return (density * values).sum(-1) * self._log_step.exp()
 
     def posterior_moments(self, x: Shaped[Tensor, "B ..."]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:

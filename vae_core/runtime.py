@@ -161,7 +161,16 @@ def available_memory() -> float:
 
 
 def check_memory(name: str, needed: float, way_out: str) -> None:
-    """Raise ValueError if `needed` bytes are more than four fifths of the available memory."""
+    """Raise ValueError if `needed` bytes are more than four fifths of the available memory.
+
+    Args:
+        name: what would take the memory, for the message.
+        needed: bytes.
+        way_out: what to do instead, for the message.
+
+    Raises:
+        ValueError: if they are more.
+    """
     if needed > 0.8 * (free := available_memory()):
         sizes = f"{needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are available"
         raise ValueError(f"{name} would take {sizes}; {way_out}")
@@ -265,8 +274,12 @@ def can_read_values(x: torch.Tensor) -> bool:
 def unit_interval(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Return images as the models take them: floating point in [0, 1].
 
-    uint8 images (any shape, 0 to 255) are divided by 255 in `dtype`, torch's default if None; floating-point images
-    pass through unchanged. Raises TypeError for any other type.
+    Args:
+        x: images of any shape; uint8 ones (0 to 255) are divided by 255, floating-point ones pass through unchanged.
+        dtype: of the result for uint8 images; torch's default if None.
+
+    Raises:
+        TypeError: for any other type.
     """
     if x.dtype == torch.uint8:
         return x.to(dtype or torch.get_default_dtype()).div_(255)

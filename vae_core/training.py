@@ -191,7 +191,9 @@ def _identity(data: _Data, held_out: _Data | None, functions: dict[str, Any]) ->
     return words | dict(n=len(data.x))
 
 
-def _restore(checkpoint, model, optimizer, settings, epochs, resume, runtime) -> tuple[History, dict[str, Any]]:
+def _restore(
+    checkpoint: Any, model: nn.Module, optimizer: Optimizer, settings: dict, epochs: int, resume: bool, runtime: Runtime
+) -> tuple[History, dict[str, Any]]:
     """Return the history and what early stopping had kept, if there is a checkpoint; the same in all processes."""
     runtime.join()
     history: History = []
@@ -207,7 +209,9 @@ def _restore(checkpoint, model, optimizer, settings, epochs, resume, runtime) ->
     return history, best
 
 
-def _step(model: nn.Module, data: _Data, objective, optimizer, reduction, runtime: Runtime, annealed: bool) -> Step:
+def _step(
+    model: nn.Module, data: _Data, objective: Any, optimizer: Any, reduction: str, runtime: Runtime, annealed: bool
+) -> Step:
     """Return a captured step on CUDA if data and optimizer allow it, else a plain one."""
     fits = runtime.device.type != "cuda" or data.x.nbytes < 0.8 * torch.cuda.mem_get_info(runtime.device)[0]
     x = data.x.to(runtime.device) if fits else data.x

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vae_core._files.stored import Arrays
 from vae_core.runtime import check_memory, check_seed, positive_int, progress_bar
@@ -241,7 +241,7 @@ def _bytes(name: str) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "no image that Pillow can read"
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
         return "too many pixels"

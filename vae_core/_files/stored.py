@@ -134,12 +134,12 @@ def _read_splits(name: str, source: _Source, cls: Any, root: Path) -> Arrays:
     return arrays
 
 
-def _images(split) -> np.ndarray:
+def _images(split: Any) -> np.ndarray:
     x = np.asarray(split.data)
     return x.transpose(0, 2, 3, 1) if x.ndim == 4 and x.shape[1] == 3 else x  # SVHN comes N×3×H×W
 
 
-def _labels(split) -> np.ndarray:
+def _labels(split: Any) -> np.ndarray:
     return np.asarray(split.targets if hasattr(split, "targets") else split.labels).astype(np.uint8)
 
 

@@ -166,7 +166,7 @@ class GraphedStep(Step):
 
     WARM_UP = 3
 
-    def __init__(self, *arguments) -> None:
+    def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.side = torch.cuda.Stream(self.x.device)  # for the warm-up and the capture
         self.eager_steps = 0

@@ -114,7 +114,17 @@ class ContrastiveEncoder(nn.Module):
 def mlp_contrastive(
     input_shape: Sequence[int], latent_dim: int, hidden: Sequence[int] = (512, 256, 128), projection: int = 64
 ) -> ContrastiveEncoder:
-    """Return a `ContrastiveEncoder` with the layers and defaults of `models.mlp_vae`; errors as in `networks.mlp`."""
+    """Return a `ContrastiveEncoder` with the layers of `models.mlp_vae`.
+
+    Args:
+        input_shape: (C, H, W).
+        latent_dim: d.
+        hidden: the widths of the hidden layers.
+        projection: p, the width of the projector's output.
+
+    Raises:
+        ValueError: as `networks.mlp` does.
+    """
     encoder = nn.Sequential(nn.Flatten(), *mlp((prod(input_shape), *hidden)))
     return ContrastiveEncoder(encoder, hidden[-1], latent_dim, input_shape, projection)
 
@@ -122,7 +132,17 @@ def mlp_contrastive(
 def conv_contrastive(
     input_shape: Sequence[int], latent_dim: int, channels: Sequence[int] = (32, 64, 128), projection: int = 128
 ) -> ContrastiveEncoder:
-    """Return a `ContrastiveEncoder` with the layers of `models.conv_vae`; errors as in `networks.conv_encoder`."""
+    """Return a `ContrastiveEncoder` with the layers of `models.conv_vae`.
+
+    Args:
+        input_shape: (C, H, W).
+        latent_dim: d.
+        channels: the number of channels of each feature map.
+        projection: p, the width of the projector's output.
+
+    Raises:
+        ValueError: as `networks.conv_encoder` does.
+    """
     encoder = conv_encoder(input_shape, channels)
     return ContrastiveEncoder(encoder, prod(feature_map(input_shape, channels)), latent_dim, input_shape, projection)
 
@@ -130,8 +150,15 @@ def conv_contrastive(
 def simclr_objective(model: ContrastiveEncoder, x: Tensor, views: Views, temperature: float = 0.5) -> Tensor:
     """Return `nt_xent` of two new views of each image, for `training.fit`: x (B, C, H, W) -> (B,), to be maximised.
 
-    `views(x)` draws a view of each image from torch's random state, which `fit` seeds. Both go through the network
-    in one batch, so that batch norm cannot tell them apart.
+    Both views go through the network in one batch, so that batch norm has the same statistics for both.
+
+    Args:
+        model: the encoder.
+        x: images (B, C, H, W).
+        views: `views(x)` draws a view of each image from torch's random state, which `fit` seeds.
+        temperature: τ > 0.
+
+    Source: Chen, Kornblith et al. (2020), algorithm 1.
     """
     u, v = model.project(model.encode(torch.cat((views(x), views(x))))).chunk(2)
     return nt_xent(u, v, temperature)
@@ -149,8 +176,12 @@ def resample(x: Tensor, matrices: Tensor, offsets: Tensor) -> Tensor:
 def random_affine(x: Tensor, degrees: float = 0, smallest: float = 1, shift: float = 0) -> Tensor:
     """Return each image rotated, cropped and shifted at random: (B, C, H, H) -> (B, C, H, H), zero outside.
 
-    The angle is uniform in ±degrees. A square crop, whose share of the area is from `smallest` to 1, is scaled up to
-    full size; its place is uniform within the image, and shifted further by up to `shift` of the side.
+    Args:
+        x: square images.
+        degrees: the angle is uniform in ±degrees.
+        smallest: the smallest share of the area that is cropped and scaled up to full size; the crop's place is uniform
+            within the image.
+        shift: the largest further shift, as a share of the side.
     """
     angle, side = _uniform(x, -1, 1) * degrees * pi / 180, _uniform(x, smallest, 1).sqrt()
     c, s = side * angle.cos(), side * angle.sin()
@@ -166,7 +197,12 @@ def random_horizontal_flip(x: Tensor) -> Tensor:
 def color_jitter(x: Tensor, strength: float = 0.4, grey: float = 0.2) -> Tensor:
     """Return images whose brightness, contrast and channels change by up to `strength`, grey with probability `grey`.
 
-    Values stay in [0, 1]. For grey images (one channel) only the first two have an effect.
+    Values stay in [0, 1]. In grey images only brightness and contrast change.
+
+    Args:
+        x: (B, C, H, W).
+        strength: the largest relative change.
+        grey: the probability that an image loses its colour.
     """
     mean = x.mean((1, 2, 3), keepdim=True)
     contrast, brightness = (_uniform(x, 1 - strength, 1 + strength).view(-1, 1, 1, 1) for _ in range(2))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class FlatConv(nn.Conv2d):
 class ResidualVAE(VAE):
     """A VAE whose heads are 1×1 convolutions, so that the code is a flattened map of `latent_channels` channels."""
 
-    def __init__(self, *arguments, latent_channels: int, **keywords) -> None:
+    def __init__(self, *arguments: Any, latent_channels: int, **keywords: Any) -> None:
         self.latent_channels = latent_channels
         super().__init__(*arguments, **keywords)
 

@@ -42,6 +42,9 @@ def export_decoder(model: "Autoencoder") -> tuple[dict[str, Any], bytes]:
     The header holds `shape`, [C, H, W], and `layers`, a list of {"inputs", "outputs", "activation"}; the last
     activation turns the decoder's output into the likelihood's mean.
 
+    Args:
+        model: A VAE or autoencoder of images with a dense decoder.
+
     Raises:
         ValueError: The data are not images of one or three channels, the decoder is not a stack of Linear, BatchNorm1d,
             ReLU, tanh and sigmoid, takes a condition, or has more than one output for each pixel, or the likelihood's
