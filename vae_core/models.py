@@ -88,7 +88,13 @@ class Autoencoder(nn.Module):
         shape = self.input_shape if numbers == 1 else (numbers, *self.input_shape)
         p: Distribution = self.output_distribution(output.reshape(*z.shape[:-1], *shape), **self._event)
         if tuple(p.event_shape) != self.input_shape:
-            raise ValueError(f"the likelihood must have the event shape {self.input_shape}, got {tuple(p.event_shape)}")
+            cure = (
+                f"; wrap it in torch.distributions.Independent(..., {len(self.input_shape)})"
+                if not p.event_shape
+                else ""
+            )
+            shapes = f"{self.input_shape}, got {tuple(p.event_shape)}"
+            raise ValueError(f"the likelihood must have the event shape {shapes}{cure}")
         return p
 
     def decode(self, z: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 from vae_core import data
-from vae_core._files import folder
+from vae_core._files import folder as folder_files
 from vae_core._files.folder import eight_bit, places, read_image
 from vae_core.data import from_folder
 
@@ -554,7 +554,7 @@ def test_a_second_call_reads_one_uncompressed_npz(folder, root, monkeypatch):
     assert cache.name.startswith("folder-photos-")
     assert cache.suffix == ".npz"
     assert cache.stat().st_size >= 18 * 8 * 8 * 3
-    monkeypatch.setattr(folder, "read_image", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(folder_files, "read_image", lambda *_: pytest.fail("read again"))
     again = from_folder(str(folder), np.int64(8), root=root)
     assert again.sha256 == first.sha256
     assert again.class_names == first.class_names == ("a", "b")
@@ -603,7 +603,7 @@ def test_ctrl_c_while_reading_leaves_no_cache(folder, root, monkeypatch):
     def interrupted(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder, "read_image", interrupted)
+    monkeypatch.setattr(folder_files, "read_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         from_folder(folder, 8, root=root)
     assert list(root.iterdir()) == []
