@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from vae_core.data import Dataset, check_writable, load
 from vae_core.evaluation import kl_per_unit, linear_probe, neighbour_accuracy, reconstruction_mse, sharpness
+from vae_core.experiments.figures import losses
 from vae_core.experiments.records import default_out, load_trained, provenance, write_record
 from vae_core.experiments.registry import find
-from vae_core.experiments.run import fit_settings, losses
+from vae_core.experiments.run import fit_settings
 from vae_core.experiments.setups import build, objective_of, prepare
 from vae_core.linear import PCA
 from vae_core.runtime import Runtime, evaluation_mode, random_state, save_tensors, unit_interval

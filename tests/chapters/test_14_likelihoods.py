@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 from torch.distributions import ContinuousBernoulli, Independent, Normal, Poisson
 
+from vae_core.experiments.figures import bits_per_dimension
 from vae_core.experiments.results import measured, recorded
-from vae_core.experiments.run import bits_per_dimension
 from vae_core.likelihoods import (
     SharedGaussian,
     bernoulli,

@@ -13,9 +13,10 @@ from torch import nn
 
 from vae_core import data
 from vae_core.evaluation import add_outliers, reconstruction_mse
+from vae_core.experiments import figures, setups
 from vae_core.experiments import run as experiment_run
-from vae_core.experiments import setups
-from vae_core.experiments.registry import EXPERIMENTS, IMAGES, NOT_IN_CONFIG, Experiment, find
+from vae_core.experiments.definition import IMAGES, NOT_IN_CONFIG, Experiment
+from vae_core.experiments.registry import EXPERIMENTS, find
 from vae_core.models import VAE
 from vae_core.objectives import reconstruction_log_likelihood
 from vae_core.runtime import unit_interval
@@ -118,12 +119,12 @@ def test_one_class_costs_a_tenth_of_all():
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10"])
-def test_the_catalogue_knows_the_images_of_each_set(name, data_root):
+def test_the_definition_knows_the_images_of_each_set(name, data_root):
     dataset = real(name, data_root)
     assert (len(dataset.x_train), dataset.image_shape) == IMAGES[name]
 
 
-def test_the_catalogue_knows_the_digits():
+def test_the_definition_knows_the_digits():
     digits = data.load("digits")
     assert (len(digits.x_train), digits.image_shape) == IMAGES["digits"]
 
@@ -225,7 +226,7 @@ CHANGES = {
     "label": 0, "corruption": 0.1, "binarise": True, "binarise_once": True, "kl_warm_up": 0.5, "track_test": True,
     "dequantise": True, "beta": 2.0, "num_samples": 5, "permute": True, "name": "another", "source": "another",
     "dataset": "mnist", "model": {"latent_dim": 3}, "training": {"batch_size": 7}, "epochs": 61, "seed": 1,
-    "printed": {"loss": 1.0}, "weights": True, "more_seeds": (1,), "snapshots": (1,),
+    "image_shape": (1, 16, 16), "printed": {"loss": 1.0}, "weights": True, "more_seeds": (1,), "snapshots": (1,),
 }  # fmt: skip
 
 
@@ -321,11 +322,11 @@ def test_all_other_experiments_take_their_data_as_they_are():
 def test_the_lowest_losses_are_of_any_epoch_each_for_itself():
     losses = [(5.0, 6.0), (3.0, 7.0), (4.0, 5.5)]
     history = [{"epoch": k, "loss": train, "test_loss": test} for k, (train, test) in enumerate(losses, 1)]
-    assert experiment_run.lowest(history) == {"lowest_train_loss": 3.0, "lowest_test_loss": 5.5}
+    assert figures.lowest(history) == {"lowest_train_loss": 3.0, "lowest_test_loss": 5.5}
 
 
 def test_without_test_losses_there_are_no_lowest_ones():
-    assert experiment_run.lowest([]) == experiment_run.lowest([{"epoch": 1, "loss": 5.0}]) == {}
+    assert figures.lowest([]) == figures.lowest([{"epoch": 1, "loss": 5.0}]) == {}
 
 
 # End to end on small made sets

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 import statistics
 from pathlib import Path
 
@@ -15,17 +16,24 @@ from safetensors.torch import load as load_tensors
 from vae_core.data import load
 from vae_core.evaluation import evaluate
 from vae_core.experiments import setups
-from vae_core.experiments.records import default_out, load_trained, record_path
+from vae_core.experiments.command_line import parser
+from vae_core.experiments.records import default_out, load_trained, record_path, valid_records
 from vae_core.experiments.registry import find
 from vae_core.experiments.setups import conditions, prepare
 from vae_core.interactive.explorer import EncodedImages
 
 NOT_TRAINED = ("bench-", "gpu-", "linear-", "measured-", "disentanglement")  # they have tests of their own
-RECORDS = sorted(path for path in default_out().glob("*.json") if not path.name.startswith(NOT_TRAINED))
+OWN_IMAGES = "-folder-"  # in the names of what a reader has made with --data
+RECORDS = sorted(
+    path
+    for path in default_out().glob("*.json")
+    if not path.name.startswith(NOT_TRAINED) and OWN_IMAGES not in path.name
+)
+CUDA = sorted((default_out() / "cuda").glob("*.json"))
 WEIGHTS = sorted(
     path
     for path in default_out().glob("*.safetensors")
-    if not path.name.startswith(NOT_TRAINED) and ".codes" not in path.suffixes
+    if not path.name.startswith(NOT_TRAINED) and ".codes" not in path.suffixes and OWN_IMAGES not in path.name
 )
 SNAPSHOTS = [path for path in WEIGHTS if re.search(r"-e\d+$", path.stem) and not path.with_suffix(".json").exists()]
 WEIGHTS = [path for path in WEIGHTS if path not in SNAPSHOTS]
@@ -44,6 +52,19 @@ def test_a_record_is_of_the_experiment_as_it_is_defined_now(path):
     assert record["config"] == experiment.config(experiment.epochs, record["seed"])
     assert [row["epoch"] for row in record["history"]] == list(range(1, experiment.epochs + 1))
     assert len(record["commit"]) == 40
+
+
+@pytest.mark.parametrize("path", [*RECORDS, *CUDA], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_recorded_command_is_read_word_for_word_and_makes_this_record(path):
+    record = read(path)
+    before, arguments = record["command"].split(" -m vae_core ")
+    assert before == "python" or re.fullmatch(r"torchrun --nproc-per-node \d+", before)
+    options = parser().parse_args(shlex.split(arguments))
+    experiment = find(options.name)
+    seed = experiment.seed if options.seed is None else options.seed
+    epochs = experiment.epochs if options.epochs is None else options.epochs
+    assert record_path(experiment, seed, options.out).name == path.name
+    assert record["config"] == experiment.config(epochs, seed)
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
@@ -102,7 +123,7 @@ def test_all_recorded_weights_together_are_small():
 
 def test_the_thesis_network_reaches_what_the_independent_oracle_reaches():
     """Three seeds each, 20 epochs on real MNIST; the oracle's are in thesis_oracle.jsonl."""
-    ours = [read(path)["test"] for path in default_out().glob("chen-mnist-d20*.json")]
+    ours = [record["test"] for record in valid_records(find("chen-mnist-d20"), default_out())]
     oracle = [json.loads(line) for line in ORACLE.read_text().splitlines()]
     assert len(ours) >= 3
     assert len(oracle) >= 3

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from vae_core import data
 from vae_core.evaluation import evaluate
-from vae_core.experiments import records, registry, setups
+from vae_core.experiments import definition, figures, records, registry, setups
 from vae_core.experiments import run as experiment_run
 from vae_core.experiments.command_line import main
 from vae_core.models import mlp_conditional_vae, mlp_vae
@@ -399,7 +399,7 @@ def test_cost_counts_six_operations_per_multiply_add_image_and_epoch():
 
 def test_cost_of_a_convolution_counts_every_place():
     convolutions = 16 * (16 * 16 * 3 * 32 + 8 * 8 * 32 * 64 + 4 * 4 * 64 * 128)
-    assert registry.multiply_adds(registry.find("chen-cifar10-cnn").network) == 2 * convolutions + 3 * 2048 * 256
+    assert definition.multiply_adds(registry.find("chen-cifar10-cnn").network) == 2 * convolutions + 3 * 2048 * 256
 
 
 def test_cost_counts_every_decoded_draw():
@@ -412,7 +412,7 @@ def test_cost_counts_every_decoded_draw():
 def test_cost_of_a_transposed_convolution_counts_every_decoded_draw():
     convolutions = 16 * (16 * 16 * 3 * 32 + 8 * 8 * 32 * 64 + 4 * 4 * 64 * 128)
     network = registry.find("chen-cifar10-cnn").network
-    assert registry.multiply_adds(network, 3) == 4 * convolutions + (2 + 3) * 2048 * 256
+    assert definition.multiply_adds(network, 3) == 4 * convolutions + (2 + 3) * 2048 * 256
 
 
 def test_the_cheapest_come_first_whatever_the_number_of_draws(tmp_path):
@@ -466,8 +466,8 @@ def test_the_training_losses_in_evaluation_mode_are_those_of_evaluate(two_experi
 def test_training_losses_are_means_over_all_images_whatever_the_pieces():
     experiment, digits = replace(registry.find("digits-d2"), binarise=True), data.load("digits")
     model = setups.build(experiment, 0)
-    few, many = (experiment_run.training_losses(experiment, digits, 0, model, at_once)["kl"] for at_once in (100, 5000))
-    grey = experiment_run.training_losses(registry.find("digits-d2"), digits, 0, model)["kl"]
+    few, many = (figures.training_losses(experiment, digits, 0, model, at_once)["kl"] for at_once in (100, 5000))
+    grey = figures.training_losses(registry.find("digits-d2"), digits, 0, model)["kl"]
     assert few == pytest.approx(many, rel=0.02)  # other draws of the pixels
     assert grey != pytest.approx(many, rel=1e-4)
 

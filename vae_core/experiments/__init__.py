@@ -3,9 +3,11 @@
 ====================  ==============================================================
 `residual`            a residual convolutional VAE for a GPU
 `contrastive`         the encoders and objectives of chapter 18's contrastive runs
-`registry`            the named experiments: what each trains, on what, with which settings
-`setups`              the parts of a named experiment: model, images, objective
+`definition`          what defines an experiment: network, data, settings; what it costs
+`registry`            the named experiments
+`setups`              the parts of an experiment: model, images, objective
 `records`             what a run writes: records and weights
+`figures`             the losses and other measures in a record
 `run`                 train, test and record a named experiment
 `results`             the recorded results, for the chapters
 `command_line`        ``python -m vae_core``

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -20,6 +21,7 @@ from vae_core.experiments.records import (
     valid_records,
 )
 from vae_core.experiments.registry import EXPERIMENTS, find
+from vae_core.experiments.setups import on_folder
 
 MANUAL = """\
 The experiments of the book: what they are, how they went, and how to make them again.
@@ -28,14 +30,16 @@ The experiments of the book: what they are, how they went, and how to make them 
     python -m vae_core data mnist fashion-mnist            fetch data sets into data/, once
     python -m vae_core run chen-mnist-d20 --epochs 2       train, test, and write a record
     python -m vae_core run chen-mnist-d20 --resume         go on after an interruption, to the same bits
+    python -m vae_core run chen-mnist-d20 --data folder:cats
+                                                           the same network and settings, on the images in cats/
     python -m vae_core reproduce --only 'chen-mnist-*'     all that have no valid record, cheapest first
     python -m vae_core table                               printed figures beside those obtained
     torchrun --nproc-per-node 2 -m vae_core run NAME       several processes train one model
 """
 AFTERWARDS = """\
 `COMMAND --help` tells a command's options. Records go to book/results/ (--out), data to data/ (--data-root or the
-variable VAE_CORE_DATA). Results stand on stdout; errors, one sentence each, and the progress bar (on a terminal only)
-on stderr. Exit status: 0 done, 1 an error that the sentence names, 2 a command line that cannot be read,
+variable VAE_CORE_DATA). Results stand on stdout; errors and warnings, one sentence each, and the progress bar (on a
+terminal only) on stderr. Exit status: 0 done, 1 an error that the sentence names, 2 a command line that cannot be read,
 130 interrupted.
 """
 
@@ -45,9 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     With `--debug` an error's traceback is shown instead of its sentence alone.
     """
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        options.command(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning  # type: ignore[assignment]
+            options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` say, has gone; what is still buffered must not complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,13 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _print_warning(message: Warning | str, *_: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; `parse_args` raises SystemExit for one that it cannot read."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    whole = argparse.ArgumentParser(
         prog="python -m vae_core", description=MANUAL, epilog=AFTERWARDS, formatter_class=form
     )
-    parser.add_argument("--debug", action="store_true", help="show an error's traceback")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    whole.add_argument("--debug", action="store_true", help="show an error's traceback")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
     root, out, device, debug = _shared_options()
 
     def command(name: str, function: Callable, parents: list, text: str) -> argparse.ArgumentParser:
@@ -84,11 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("name", metavar="NAME", help="a name that `list` shows")
     run.add_argument("--epochs", type=int, metavar="N", help="instead of the experiment's own number")
     run.add_argument("--seed", type=int, metavar="S", help="instead of the experiment's own")
+    run.add_argument("--data", metavar="folder:PATH", help="images of your own instead of the experiment's data set")
     run.add_argument("--resume", action="store_true", help="go on from the checkpoint of an interrupted run")
     again = command("reproduce", _reproduce, [root, out, device], "run all that have no valid record, cheapest first")
     again.add_argument("--only", default="*", metavar="PATTERN", help="names to run, as in the shell: 'chen-mnist-*'")
     command("table", _table, [out], "what the documents printed beside what was obtained")
-    return parser
+    return whole
 
 
 def _shared_options() -> list[argparse.ArgumentParser]:
@@ -178,18 +190,19 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    experiment = find(options.name)
+    experiment = find(options.name) if options.data is None else on_folder(find(options.name), options.data)
     seed = experiment.seed if options.seed is None else options.seed
     before = _epochs(record_path(experiment, seed, options.out))
     record, path = experiment_run.run(
         options.name, epochs=options.epochs, seed=options.seed, device=options.device,
         data_root=options.data_root, out=options.out, resume=options.resume, together=True,
-        progress=_bar(),
+        data=options.data, progress=_bar(),
     )  # fmt: skip
     if "test" not in record:
         return  # not the first of several processes: that one tells
     figures = record["test"]
-    print(f"{record['name']}: {len(record['history'])} epochs, seed {record['seed']}, {record['device']}")
+    title = record["name"] + (f" on {experiment.dataset}" if options.data else "")
+    print(f"{title}: {len(record['history'])} epochs, seed {record['seed']}, {record['device']}")
     print(f"test loss             {figures['loss']:9.3f} nats per image ({figures['n']} images)")
     print(f"reconstruction error  {figures['reconstruction']:9.3f} (entropy floor {figures['entropy_floor']:.3f})")
     print(f"KL                    {figures['kl']:9.3f}")

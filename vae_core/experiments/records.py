@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Iterable, Iterator
 from importlib import metadata
@@ -20,7 +21,8 @@ from torch import nn
 
 from vae_core import __version__
 from vae_core.data import Dataset
-from vae_core.experiments.registry import Experiment, find
+from vae_core.experiments.definition import Experiment
+from vae_core.experiments.registry import find
 from vae_core.runtime import Runtime, project_folder, random_state, replacing, save_tensors
 
 if TYPE_CHECKING:
@@ -36,8 +38,12 @@ def default_out() -> Path:
 
 
 def record_path(experiment: Experiment, seed: int, out: Path) -> Path:
-    """`OUT/NAME.json`, or `OUT/NAME-sSEED.json` for a seed that is not the experiment's own."""
-    return out / (f"{experiment.name}.json" if seed == experiment.seed else f"{experiment.name}-s{seed}.json")
+    """`OUT/NAME.json`, or `OUT/NAME-sSEED.json` for a seed that is not the experiment's own.
+
+    On the images of a folder (`setups.on_folder`) NAME is followed by `-folder-` and the folder's name.
+    """
+    images = f"-{experiment.dataset.replace(':', '-')}" if experiment.image_shape else ""
+    return out / f"{experiment.name}{images}{'' if seed == experiment.seed else f'-s{seed}'}.json"
 
 
 def read_record(experiment: Experiment, seed: int, out: Path) -> Record | None:
@@ -67,9 +73,9 @@ def write_record(record: Record, path: Path) -> None:
         part.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def config_hash(record: Record) -> str:
-    """SHA-256 of a record's config: a checkpoint of another config is refused."""
-    return hashlib.sha256(json.dumps(record["config"], sort_keys=True).encode()).hexdigest()
+def run_hash(record: Record) -> str:
+    """SHA-256 of a record's config and data: a checkpoint of others is refused."""
+    return hashlib.sha256(json.dumps([record["config"], record["data_sha256"]], sort_keys=True).encode()).hexdigest()
 
 
 class RunInProgressError(OSError):
@@ -149,6 +155,7 @@ def describe(experiment: Experiment, dataset: Dataset, epochs: int, seed: int, r
     command = f"{launcher} -m vae_core run {experiment.name}"
     command += f" --epochs {epochs}" if epochs != experiment.epochs else ""
     command += f" --seed {seed}" if seed != experiment.seed else ""
+    command += f" --data {shlex.quote(dataset.name)}" if experiment.image_shape else ""
     record = provenance(experiment.name, command, runtime)
     return record | {"seed": seed, "data_sha256": dataset.sha256, "config": experiment.config(epochs, seed)}
 

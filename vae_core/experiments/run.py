@@ -1,13 +1,13 @@
 """Running the named experiments: data, model, training, test, record."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from itertools import count
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +16,32 @@ from torch.optim import Adam
 
 from vae_core._training.checkpoints import _read as read_checkpoint
 from vae_core.data import Dataset, check_writable, load
-from vae_core.evaluation import (
-    add_outliers,
-    entropy_floor,
-    evaluate,
-    kl_per_unit,
-    log_likelihood,
-    reconstruction_at_code,
-    reconstruction_mse,
-    with_batch_statistics,
-)
+from vae_core.experiments.definition import Experiment
+from vae_core.experiments.figures import losses_of, lowest, tested, training_losses
 from vae_core.experiments.records import (
-    LOSSES,
     Record,
-    config_hash,
     default_out,
     describe,
     locked,
     read_record,
     record_path,
+    run_hash,
     save_weights,
     write_record,
 )
-from vae_core.experiments.registry import EXPERIMENTS, Experiment, find
+from vae_core.experiments.registry import EXPERIMENTS, find
 from vae_core.experiments.setups import (
     build,
     conditions,
-    noise_of,
     objective_of,
     prepare,
     start_at_mean_image,
     test_images,
+    with_folder,
 )
-from vae_core.models import VAE, Autoencoder, ConditionalVAE
-from vae_core.runtime import Runtime, as_int, device_of, random_state, unit_interval
-from vae_core.training import History, fit
+from vae_core.models import Autoencoder
+from vae_core.runtime import Runtime, as_int
+from vae_core.training import fit
 
 EVALUATED_EVERY = 5  # epochs
 
@@ -78,6 +69,7 @@ def run(
     resume: bool = False,
     progress: bool = True,
     together: bool = False,
+    data: str | None = None,
     dataset: Dataset | None = None,
     checkpoints: bool = True,
 ) -> tuple[Record, Path]:
@@ -86,23 +78,32 @@ def run(
     `epochs` and `seed` default to the experiment's own. After each epoch, unless `checkpoints` is False, a checkpoint
     stands beside the record-to-be (`NAME.checkpoint.pt`); it goes when the record is written. `resume` goes on from
     it; where there is none but the record of this very run, the run is finished, and that record is returned as it is.
-    `dataset` is the experiment's data where they are in memory already; they are loaded otherwise.
+    `data`, `"folder:PATH"`, puts images of one's own in place of the experiment's: they get its size and channels, and
+    the record is one of its own, `NAME-folder-FOLDER.json`. `dataset` is the experiment's data where they are in memory
+    already; they are loaded otherwise.
     With `together` the processes that `torchrun` started train one model, each on its part of every batch; the
     first one writes the record, and the others return it without its test figures. A run seeds Python's, NumPy's and
     torch's generators (`seed_everything`); the caller's random numbers do not go on where they were.
 
     Raises ValueError for an unknown name, device, seed or epoch count, settings that contradict each other, or the data
-    of another set, OSError if `out` cannot be written or has too little room, RunInProgressError if another process is
-    at this record, all before training; and what `data.load` and `training.fit` raise.
+    of another set, OSError if `out` cannot be written or has too little room, FileExistsError if the record there is of
+    another folder's images, RunInProgressError if another process is at this record, all before training; and what
+    `data.load` and `training.fit` raise.
     """
     experiment, runtime = find(name), Runtime.detect(device)
     runtime = runtime if together else runtime.alone()
     seed = as_int(experiment.seed if seed is None else seed)
     epochs = as_int(experiment.epochs if epochs is None else epochs)
+    if data is not None:
+        if dataset is not None:
+            raise ValueError(f"give data or dataset, one of the two, got {data!r} and {dataset.name}")
+        experiment, dataset = with_folder(experiment, data, data_root)
+    elif dataset is not None and dataset.name != experiment.dataset:
+        raise ValueError(f"dataset must be {experiment.dataset}, on which {name} is trained, got {dataset.name}")
     path = record_path(experiment, seed, Path(out) if out is not None else default_out())
     check_writable(path.parent, "the folder for records", "choose another with --out")
-    if dataset is not None and dataset.name != experiment.dataset:
-        raise ValueError(f"dataset must be {experiment.dataset}, on which {name} is trained, got {dataset.name}")
+    if experiment.image_shape and dataset is not None:
+        _check_images(path, dataset)
     source = partial(load, experiment.dataset, data_root) if dataset is None else lambda: dataset
     train = partial(_run, experiment, epochs, seed, runtime, path, source, resume, progress, checkpoints)
     finished = partial(_finished, replace(experiment, epochs=epochs), seed, path) if resume else lambda: None
@@ -111,6 +112,17 @@ def run(
     with locked(path):
         _clear(path)
         return finished() or train(), path
+
+
+def _check_images(path: Path, dataset: Dataset) -> None:
+    """Raise FileExistsError if the record at `path` is of other images: two folders may have the same name."""
+    try:
+        same = json.loads(path.read_text())["data_sha256"] == dataset.sha256
+    except (OSError, ValueError, TypeError, KeyError):  # no record, or none that can be read
+        return
+    if not same:
+        way_out = "move it, or choose another folder for records with --out"
+        raise FileExistsError(f"{path} is of other images than those in {dataset.name} now; {way_out}")
 
 
 def _finished(experiment: Experiment, seed: int, path: Path) -> Record | None:
@@ -160,7 +172,7 @@ def _run(
     history = fit(
         model, dataset.x_train, objective, y=conditions(model, dataset.y_train), epochs=epochs, seed=seed,
         device=runtime, checkpoint=checkpoint if checkpoints or done else None, resume=resume, progress=progress,
-        after_epoch=curve, anneal=anneal, fingerprint=config_hash(record), **fit_settings(experiment.training),
+        after_epoch=curve, anneal=anneal, fingerprint=run_hash(record), **fit_settings(experiment.training),
     )  # fmt: skip
     if runtime.rank > 0:
         return record
@@ -229,90 +241,3 @@ def _keep_weights(experiment: Experiment, model: Autoencoder, epochs: int, seed:
         files = {epoch: snapshot_path(path, epoch) for epoch in experiment.snapshots if epoch <= epochs}
         kept["snapshots_sha256"] = {str(k): hashlib.sha256(file.read_bytes()).hexdigest() for k, file in files.items()}
     return kept
-
-
-def bits_per_dimension(loss: float, n_pixels: int, dequantised: bool) -> float:
-    r"""A loss in nats as bits per pixel with 256 levels; a density's, of dequantised pixels, with the levels' width.
-
-    .. math:: \frac{\text{loss}}{D\log 2} \quad\text{or}\quad \frac{\text{loss} + D\log 256}{D\log 2}
-    """
-    return loss / n_pixels / log(2) + 8 * dequantised
-
-
-def importance_sampled(model: VAE, x: Tensor, seed: int, num_samples: int = 1000) -> dict[str, float]:
-    """log p(x) of the test images by importance sampling, nats: the mean, and its standard error over images."""
-    values = log_likelihood(model, x, num_samples, seed)
-    error = (values.std() / len(x) ** 0.5).item()
-    return {"log_likelihood": values.mean().item(), "log_likelihood_error": error, "importance_samples": num_samples}
-
-
-def losses(model: Autoencoder, x: Tensor, seed: int, batch_size: int = 1000) -> dict[str, float]:
-    """Loss and its terms on images, nats per datum; an auto-encoder pays no KL."""
-    if isinstance(model, VAE):
-        figures = evaluate(model, x, seed=seed, batch_size=batch_size)
-        return {name: figures[name] for name in LOSSES}
-    error = reconstruction_at_code(model, x)
-    return {"loss": error, "reconstruction": error, "kl": 0.0}
-
-
-def losses_of(model: Autoencoder, x: Tensor, y: Tensor, seed: int) -> dict[str, float]:
-    """`losses`, a conditional model being told the images' labels, for all of them at once."""
-    told = conditions(model, y)
-    if isinstance(model, ConditionalVAE) and told is not None:
-        return losses(model.given(told), x, seed, batch_size=len(x))
-    return losses(model, x, seed)
-
-
-def training_losses(
-    experiment: Experiment, dataset: Dataset, seed: int, model: Autoencoder, at_once: int = 10_000
-) -> dict[str, float]:
-    """`losses_of` the training images as the objective sees them (binarised, dequantised), in evaluation mode."""
-    sums, noise, device = dict.fromkeys(LOSSES, 0.0), noise_of(experiment), device_of(model)
-    for k, (x, y) in enumerate(zip(dataset.x_train.split(at_once), dataset.y_train.split(at_once), strict=True)):
-        x = unit_interval(x.to(device))
-        with random_state(seed + k):
-            x = noise(x) if noise else x
-        for name, value in losses_of(model, x, y, seed + k).items():
-            sums[name] += value * len(x) / len(dataset.x_train)
-    return sums
-
-
-def test(model: Autoencoder, x: Tensor, seed: int, batch_size: int) -> dict[str, float]:
-    """Figures on the test images: the losses, n, entropy floor, squared error per pixel; a VAE's active units."""
-    figures = losses(model, x, seed, batch_size) | {"n": len(x), "entropy_floor": entropy_floor(x)}
-    figures["mse"] = reconstruction_mse(model, x, batch_size=batch_size)
-    if isinstance(model, VAE):
-        figures["active_units"] = int((kl_per_unit(model, x, batch_size) > 0.01).sum())
-        figures["loss_at_mean_code"] = reconstruction_at_code(model, x, batch_size) + figures["kl"]
-        with_batch = with_batch_statistics(model)
-        figures["loss_with_batch_statistics"] = losses(with_batch, x, seed, batch_size)["loss"]
-    return figures
-
-
-def tested(experiment: Experiment, model: Autoencoder, dataset: Dataset, x_test: Tensor, seed: int) -> dict[str, float]:
-    """The figures of `test`, and what is asked of this experiment alone.
-
-    That is the error from corrupted images, an importance-sampled log p(x), or bits per dimension.
-    """
-    y_test = conditions(model, dataset.y_test)
-    if isinstance(model, ConditionalVAE) and y_test is not None:
-        figures = test(model.given(y_test), x_test, seed, len(x_test))  # all at once, each beside its y
-    else:
-        figures = test(model, x_test, seed, 1000)
-    if experiment.corruption:
-        noisy = unit_interval(add_outliers(dataset.x_test, experiment.corruption, seed + 1))
-        figures["mse_from_corrupted"] = reconstruction_mse(model, noisy, x_test)
-    if experiment.binarise and isinstance(model, VAE):
-        figures |= importance_sampled(model, x_test, seed)
-    if experiment.dequantise or experiment.model.get("likelihood") == "discretized_logistic":
-        bits = bits_per_dimension(figures["loss"], x_test[0].numel(), experiment.dequantise)
-        figures["bits_per_dimension"] = bits
-    return figures
-
-
-def lowest(history: History) -> dict[str, float]:
-    """The lowest training and test loss of any epoch, where every epoch was tested (as Irvin reports them)."""
-    if not history or "test_loss" not in history[0]:
-        return {}
-    names = {"lowest_train_loss": "loss", "lowest_test_loss": "test_loss"}
-    return {name: min(row[key] for row in history) for name, key in names.items()}

@@ -1,16 +1,18 @@
-"""What a named experiment is made of: its model, its images, and what it maximises on them."""
+"""What an experiment is made of: its model, its images, and what it maximises on them."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from vae_core.data import Dataset
+from vae_core.data import Dataset, load
 from vae_core.evaluation import add_outliers
-from vae_core.experiments.registry import Experiment
+from vae_core.experiments.definition import IMAGES, Experiment
 from vae_core.models import VAE, Autoencoder, ConditionalVAE
 from vae_core.objectives import beta_elbo_terms, elbo_terms, iwae_bound, linear_warm_up, reconstruction_log_likelihood
 from vae_core.runtime import seed_everything, unit_interval
@@ -18,10 +20,7 @@ from vae_core.runtime import seed_everything, unit_interval
 
 def prepare(experiment: Experiment, dataset: Dataset, seed: int) -> Dataset:
     """The images that the experiment is about: of its class, training ones corrupted or binarised, pixels permuted."""
-    if experiment.label is not None:
-        train, test = dataset.y_train == experiment.label, dataset.y_test == experiment.label
-        x, y = (dataset.x_train[train], dataset.x_test[test]), (dataset.y_train[train], dataset.y_test[test])
-        dataset = replace(dataset, x_train=x[0], y_train=y[0], x_test=x[1], y_test=y[1])
+    dataset = of_class(experiment, dataset)
     if experiment.corruption:
         dataset = replace(dataset, x_train=add_outliers(dataset.x_train, experiment.corruption, seed))
     if experiment.binarise_once:
@@ -30,6 +29,67 @@ def prepare(experiment: Experiment, dataset: Dataset, seed: int) -> Dataset:
     if experiment.permute:
         dataset = replace(dataset, x_train=permuted(dataset.x_train), x_test=permuted(dataset.x_test))
     return dataset
+
+
+def of_class(experiment: Experiment, dataset: Dataset) -> Dataset:
+    """The images of the experiment's class; all of them if it has none."""
+    if experiment.label is None:
+        return dataset
+    train, test = dataset.y_train == experiment.label, dataset.y_test == experiment.label
+    x, y = (dataset.x_train[train], dataset.x_test[test]), (dataset.y_train[train], dataset.y_test[test])
+    return replace(dataset, x_train=x[0], y_train=y[0], x_test=x[1], y_test=y[1])
+
+
+def on_folder(experiment: Experiment, data: str) -> Experiment:
+    """Return the experiment with its network and settings, on images of one's own: its data set is `folder:NAME`.
+
+    NAME is the folder's name, not its path, which another machine would not have.
+
+    Raises ValueError unless `data` is `"folder:PATH"`.
+    """
+    if not isinstance(data, str) or not data.startswith("folder:"):
+        raise ValueError(f"data must be 'folder:PATH', a folder of images, got {data!r}; --data-root is for data sets")
+    name = Path(data.removeprefix("folder:")).expanduser().resolve().name
+    plain = re.sub(r"[^\w-]+", "-", name)[:40]
+    return replace(experiment, dataset=f"folder:{plain}", image_shape=IMAGES[experiment.dataset][1])
+
+
+def with_folder(experiment: Experiment, data: str, root: str | Path | None) -> tuple[Experiment, Dataset]:
+    """Return the experiment `on_folder`, and the images in this folder, with the size and channels of its own.
+
+    Where a last batch of a single image would remain, `drop_last` leaves it out of each epoch: batch norm needs two.
+
+    Raises ValueError for an experiment that asks for classes which the folder does not have, and for fewer than two
+    training or test images; and what `data.from_folder` raises.
+    """
+    channels, size, _ = IMAGES[experiment.dataset][1]
+    moved, dataset = on_folder(experiment, data), load(data, root, size=size, grey=channels == 1)
+    if problem := _missing_classes(experiment, dataset) or _too_few(experiment, dataset):
+        raise ValueError(f"the experiment {experiment.name} {problem}")
+    if len(of_class(experiment, dataset).x_train) % experiment.training["batch_size"] == 1:
+        moved = replace(moved, training=moved.training | {"drop_last": True})
+    return moved, dataset
+
+
+def _missing_classes(experiment: Experiment, dataset: Dataset) -> str | None:
+    """What the experiment asks of the classes of its images, and these do not have, in words."""
+    n, label, conditions = len(dataset.class_names), experiment.label, experiment.model.get("condition_dim")
+    found = f"but {dataset.name} has {n or 'no'} sub-folders of images"
+    if conditions is not None and n != conditions:
+        return f"needs {conditions} classes, {found}; give another folder, or an experiment without conditions"
+    if label is not None and label >= n:
+        return f"trains on class {label} alone, sub-folder number {label + 1}, {found}; give one with {label + 1}"
+    return None
+
+
+def _too_few(experiment: Experiment, dataset: Dataset) -> str | None:
+    """Why the images are too few, in words: batch norm and standard errors need two."""
+    chosen = of_class(experiment, dataset)
+    train, test = len(chosen.x_train), len(chosen.x_test)
+    counts = f"{dataset.name} has {train} and {test}"
+    if experiment.label is not None:
+        counts += f" in sub-folder {dataset.class_names[experiment.label]!r}"
+    return f"needs two training and two test images, but {counts}; add images" if min(train, test) < 2 else None
 
 
 def permuted(x: Tensor) -> Tensor:
