@@ -244,6 +244,10 @@ class LinearGaussian(LinearModel):
         r"""Return the ELBO of each row for any Gaussian q(z), batch (n,), event (d,); (n,), nats, exactly.
 
         .. math:: \mathbb E_q[\log p(x|z)] - \mathrm{KL}(q\|p(z)) = \log p(x) - \mathrm{KL}(q\|p(z|x))
+
+        Raises:
+            TypeError: if q is not a Gaussian.
+            ValueError: if its batch or event shape is another one.
         """
         if not isinstance(q, Distribution):
             raise TypeError(f"q must be a diagonal_normal or a MultivariateNormal, got {q!r}")

@@ -310,7 +310,7 @@ def _em_epoch(
         for optimizer in steps:
             steps[0].zero_grad()
             steps[-1].zero_grad()
-            torch.clear_autocast_cache()  # it holds the weights of before the step
+            torch.clear_autocast_cache()  # it holds the weights from before the step
             loss = -elbo(WithPosterior(model, q(index)), x[index], num_samples).mean()
             loss.backward()
             optimizer.step()

@@ -7,6 +7,8 @@ One generative model, three kinds of noise:
 Ψ = diag(ψ) for factor analysis, σ²I for probabilistic PCA, and σ² → 0 leaves PCA. All are scikit-learn estimators, with
 its names: `fit`, `transform`, `score_samples`, `score`, `sample`, `get_covariance`, `n_components`, `mean_` (p,),
 `components_` (d, p), `noise_variance_`, `n_iter_`. They work in pipelines and with `clone` and `cross_val_score`.
+scikit-learn's own `PCA` and `FactorAnalysis` are not used, because the book derives each step that is written out here;
+the tests compare the results.
 
 X is a tensor, an array, a list or a data frame, (n, p). A method that is given a tensor returns a tensor (on the CPU),
 and an array otherwise; attributes, `get_covariance`, `get_precision` and `sample` follow the X of `fit`.

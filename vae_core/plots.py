@@ -93,7 +93,7 @@ def tile(images: Any, columns: int, gap: int = 1) -> np.ndarray:
     """Return images in reading order as one array, (rows·(H + gap), columns·(W + gap)[, 3]).
 
     Every image is at the upper left of its cell. Gaps and empty cells are nan, which is drawn as paper in any colour
-    map. torchvision's `make_grid` is not used because it turns grey images into colour, and its gaps need a colour.
+    map. torchvision's `make_grid` is not used: it turns grey images into colour and puts a frame around them all.
 
     Args:
         images: (N, C, H, W).

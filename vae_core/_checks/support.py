@@ -61,7 +61,7 @@ def _constraint_of_a_value(distribution: Distribution, x: Tensor) -> Constraint 
         if isinstance(constraint, type(constraints.boolean)):
             constraint = constraints.unit_interval
         inside = _inside(constraint, x[:1])
-    except Exception:  # whatever a user's distribution raises
+    except Exception:  # a user's distribution may raise anything
         return None
     return constraint if inside.shape == x[:1].shape[: x.dim() - constraint.event_dim] else None
 

@@ -90,7 +90,7 @@ def list_images(folder: Path) -> Listing:
 
 
 def _classes(names: list[str]) -> tuple[list[int], tuple[str, ...], bool]:
-    """Return labels, class names, and whether images stand beside sub-folders, in the folder that holds all of them."""
+    """Return labels, class names, and whether there are images beside sub-folders, in the folder that holds all."""
     outer = posixpath.commonpath([posixpath.dirname(name) for name in names])
     inner = [posixpath.relpath(name, outer or ".").split("/") for name in names]
     folders, beside = sorted({parts[0] for parts in inner if len(parts) > 1}), any(len(parts) == 1 for parts in inner)

@@ -1,4 +1,4 @@
-"""The parts of `training.fit`, which nothing else uses.
+"""The parts of `training.fit`.
 
 ====================  ==============================================================
 `fingerprints`        whether data and functions are those of an earlier run

@@ -1,4 +1,4 @@
-"""Contrastive learning: two views of one image get similar codes, views of different images do not. And the views."""
+"""Contrastive learning: objectives that give two views of one image similar codes, the encoders, and the views."""
 
 from collections.abc import Callable, Sequence
 from math import log, pi, prod

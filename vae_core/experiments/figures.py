@@ -63,7 +63,7 @@ def losses_of(model: Autoencoder, x: Tensor, y: Tensor, seed: int) -> dict[str, 
 def training_losses(
     experiment: Experiment, dataset: Dataset, seed: int, model: Autoencoder, at_once: int = 10_000
 ) -> dict[str, float]:
-    """Return `losses_of` the training images as the objective sees them (binarised, dequantised), after training."""
+    """Return `losses_of` training images as the objective sees them (binarised, dequantised), in evaluation mode."""
     sums, noise, device = dict.fromkeys(LOSSES, 0.0), noise_of(experiment), device_of(model)
     for k, (x, y) in enumerate(zip(dataset.x_train.split(at_once), dataset.y_train.split(at_once), strict=True)):
         x = unit_interval(x.to(device))

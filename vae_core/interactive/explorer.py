@@ -246,7 +246,7 @@ class EncodedImages:
 
 
 class LatentExplorer(anywidget.AnyWidget):
-    r"""Move through the latent space of a dense VAE and see what its decoder makes of each code.
+    r"""Move through the latent space of a dense VAE and see the image that its decoder returns for each code.
 
     With two latent units it is a plane to drag in, on which the codes of test images are drawn; with more, it has a
     slider for each unit. Buttons draw from the prior, start from a test image, move to another, and sweep one unit.
