@@ -236,7 +236,7 @@ def test_another_method_is_refused_by_fit(kind, method):
 
 
 @pytest.mark.parametrize("k", [1, 3, 4])
-def test_too_few_steps_are_warned_of_and_counted(k):
+def test_fit_warns_of_too_few_steps_and_counts_them(k):
     model = models(2)[k]
     model.max_iter = 3
     with pytest.warns(ConvergenceWarning, match=f"{type(model).__name__} stopped after max_iter=3 steps"):
@@ -260,7 +260,7 @@ for k, data in ((1, DATA["digits"]), (3, DATA["digits"]), (4, DATA["digits"]), (
 """
 
 
-def test_a_warning_of_too_few_steps_is_at_the_line_of_fit():
+def test_fit_warns_of_too_few_steps_at_the_line_that_calls_it():
     """In a process of its own: the checks of shapes in this one put their own calls between `fit` and the warning."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", WARNED], capture_output=True, text=True, check=True, env=environment)
