@@ -10,7 +10,10 @@ from typing import Any
 from beartype import beartype
 from jaxtyping import install_import_hook
 
-MODULES = ("objectives", "distributions", "gradients", "inference", "evaluation", "quadrature")
+MODULES = (
+    *("objectives", "distributions", "gradients", "inference", "evaluation", "quadrature"),
+    *("linear", "_linear_gaussian", "_missing", "_checks.tables"),
+)
 
 
 def shapes_only(function: Callable) -> Callable:

@@ -6,16 +6,16 @@ The flat core (a file imports only from files above it):
 `runtime`              device, seeds, ranks; how stored images become a batch
 `data`                 `load(name)` and `from_folder(path, size)`: real images with their labels
 `distributions`        Gaussians, their KL divergences, the density of a reparameterized draw
-`pixel_distributions`  distributions of pixels that torch lacks, or lacks in 32 bits
+`pixel_distributions`  distributions of pixels and counts that torch lacks, or computes inaccurately
 `likelihoods`          from a decoder's output to p(x|z)
-`networks`             bare maps: `mlp`, `conv_encoder`, `conv_decoder`
+`networks`             plain networks: `mlp`, `conv_encoder`, `conv_decoder`
 `models`               `VAE`, `ConditionalVAE` and `Autoencoder`, and the functions that build them
 `objectives`           `elbo`, `iwae_bound`, `log_weights`: one value per datum, nats, maximised
 `_detached`            a distribution without its gradients
-`gradients`            estimators of a gradient under the expectation: `score_function`, `pathwise`, ...
-`inference`            q datum by datum, variational EM, annealed importance sampling
-`evaluation`           figures on held-out data: losses, log p(x), gaps, active units, probes
-`_missing`             rows of which a part is observed
+`gradients`            estimators of the gradient of an expectation: `score_function`, `pathwise`, ...
+`inference`            q for each datum, variational EM, annealed importance sampling
+`evaluation`           measures on held-out data: losses, log p(x), gaps, active units, probes
+`_missing`             rows with missing values
 `_linear_gaussian`     what the linear models share
 `linear`               `PCA`, `PPCA`, `FactorAnalysis`, exactly
 `quadrature`           `QuadratureModel`: nonlinear models with one latent number, exactly
@@ -23,11 +23,14 @@ The flat core (a file imports only from files above it):
 `plots`                arrays in, Axes out
 =====================  =========================================================================
 
-It stands on `_checks` (what comes in), `_files` (what is kept on disk) and `_training` (the parts of `fit`). Two
-folders use it: `interactive` holds the widgets, `experiments` the recorded runs and the command line.
+The core uses `_checks` (checks of input), `_files` (files on disk) and `_training` (the parts of `fit`). Two folders
+use the core: `interactive` holds the widgets, `experiments` the recorded runs and the command line.
 Import what you use from its file: ``from vae_core.objectives import elbo``.
 
-Sources that docstrings name in short:
+In docstrings a batch has shape (B, ...) and values are in nats unless they say otherwise. A function whose first line
+or module states the shapes of all its arguments has no list of them.
+
+Sources that docstrings abbreviate:
 
 - Chen: Chen (2020), "Variational Auto-encoders with Application to Unsupervised Representation Learning", a thesis;
 - lecture notes: "Lecture notes on variational auto-encoders (VAEs)", which name neither author nor year;

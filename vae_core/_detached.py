@@ -10,9 +10,10 @@ from torch.distributions.transforms import _InverseTransform
 
 
 def without_gradients(q: Distribution) -> Distribution:
-    """Return a copy of q with all tensors detached, also those of its parts, its transforms and their networks.
+    """Return a copy of q in which all tensors are detached, also those of its parts, its transforms and their networks.
 
-    Raises ValueError if the density of the copy still carries a gradient, as one that a function's closure holds does.
+    Raises:
+        ValueError: if the density of the copy still carries a gradient, for example of a tensor in a closure.
     """
     copies: dict[int, Any] = {}
     fixed: Distribution = _detached(q, copies)
@@ -26,13 +27,13 @@ def without_gradients(q: Distribution) -> Distribution:
 
 
 def _carries_gradient(q: Distribution) -> bool:
-    """Whether log q(z) of a fresh z does; the caller's random numbers go on as if none had been drawn."""
+    """Return whether log q(z) of a fresh z carries a gradient; the caller's random state is unchanged."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.enable_grad():
         return q.log_prob(q.sample()).requires_grad
 
 
 def _detached(value: Any, copies: dict[int, Any]) -> Any:
-    """The value, or a copy of it without gradients; `copies` holds the objects copied so far, by their id."""
+    """Return the value, or a copy of it without gradients; `copies` holds the objects copied so far, by their id."""
     if id(value) in copies:
         return copies[id(value)]
     if isinstance(value, Tensor):
@@ -49,11 +50,11 @@ def _detached(value: Any, copies: dict[int, Any]) -> Any:
 
 
 def _copy(value: Any, copies: dict[int, Any]) -> Any:
-    fixed = copies[id(value)] = copy.copy(value)  # of a Transform: without the inverse that it has met
+    fixed = copies[id(value)] = copy.copy(value)  # a copied Transform must not keep its cached inverse
     if isinstance(fixed, Transform):
-        fixed._cached_x_y = None, None  # and without its last pair of values, which hang in their graph
+        fixed._cached_x_y = None, None  # nor its cached values, which belong to a graph
     for name, part in vars(fixed).items():
         fixed.__dict__[name] = _detached(part, copies)
-    if isinstance(fixed, nn.Module):  # or the running averages would be moved twice
+    if isinstance(fixed, nn.Module):  # otherwise running averages would be updated twice
         fixed._buffers = {name: None if part is None else part.clone() for name, part in fixed._buffers.items()}
     return fixed

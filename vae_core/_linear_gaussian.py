@@ -32,7 +32,7 @@ def centre(X: Float64[Tensor, "n p"]) -> tuple[Float64[Tensor, " p"], Float64[Te
 
 
 def sum_of_squares(X: Tensor) -> Tensor:
-    """Return the sum of the squares of all entries, without room for the squares."""
+    """Return the sum of the squares of all entries, without storing the squares."""
     return torch.dot(X.flatten(), X.flatten())
 
 
@@ -67,12 +67,12 @@ def principal_axes(centred: Float64[Tensor, "n p"]) -> tuple[Float64[Tensor, " k
 
 def fix_signs(columns: Float64[Tensor, "p d"]) -> Float64[Tensor, "p d"]:
     """Return each column times ±1, such that its entry of largest size is positive, as scikit-learn does."""
-    rows = columns.T.clone(memory_format=torch.contiguous_format)  # svd_flip works in place
+    rows = columns.T.clone(memory_format=torch.contiguous_format)  # a copy, since svd_flip works in place
     return torch.from_numpy(svd_flip(None, rows.numpy(), u_based_decision=False)[1]).T
 
 
 def initial_loadings(p: int, d: int) -> Float64[Tensor, "p d"]:
-    """Return standard normal numbers, always the same ones: the same data give the same fit."""
+    """Return the same standard normal numbers in each call, so that the same data give the same fit."""
     return standard_normals(torch.Generator().manual_seed(0), p, d)
 
 
@@ -113,7 +113,7 @@ class LinearGaussian(LinearModel):
         raise NotImplementedError
 
     def _fit_by_em(self, X: Any, table: Float64[Tensor, "n p"], d: int) -> Self:
-        """Find W, μ and ψ; in complete data, μ is the mean, and the covariance is all that EM needs."""
+        """Find W, μ and ψ. For complete data μ is the mean, and EM needs only the covariance."""
         mean, centred = centre(table)
         step: Step
         start: tuple[Tensor, ...]
@@ -131,7 +131,7 @@ class LinearGaussian(LinearModel):
         return self._keep(X, mean_=sum(shift, mean), components_=W.T.contiguous(), noise_variance_=psi)
 
     def _incomplete_step(self, rows: Rows, W: Tensor, psi: Tensor, shift: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the same for rows with missing values, and how far μ is from the means of the observed values."""
+        """Return what `_step` does for rows with missing values, and the shift of μ from the observed means."""
         variance = rows.variance()
         self._refuse_zero(psi, variance if psi.dim() else variance.sum())
         return em_step(rows, W, psi, shift)
@@ -157,13 +157,13 @@ class LinearGaussian(LinearModel):
         return parameters
 
     def _refuse_subspace(self, S: Covariance, d: int) -> None:
-        """Raise ValueError if S, scaled to variances of 1, has rank d or less (S @ random columns tells)."""
+        """Raise ValueError if S, scaled to variances of 1, has rank d or less, as S @ random columns shows."""
         scale = S.diagonal.clamp(min=FLOOR).sqrt()[:, None]
         sizes = torch.linalg.svdvals(S @ (initial_loadings(S.p, d + 1) / scale) / scale)
         self._refuse_zero(sizes[-1], sizes[0])
 
     def _refuse_zero(self, psi: Tensor, variance: Tensor) -> None:
-        """Raise ValueError where the factors leave nothing to the noise: the likelihood has no maximum then."""
+        """Raise ValueError where a noise variance is 0, because the likelihood then has no maximum."""
         if (psi <= FLOOR * variance).any():
             raise ValueError(
                 f"n_components = {self.n_components} leaves no variance for the noise: these rows, or one of their "
@@ -225,7 +225,7 @@ class LinearGaussian(LinearModel):
         return like(self._W @ self._W.T + self._noise.diag(), self.components_)
 
     def get_precision(self) -> Any:
-        """Return its inverse, Ψ⁻¹ − Ψ⁻¹WM⁻¹WᵀΨ⁻¹, (p, p)."""
+        """Return the inverse of the covariance of x, Ψ⁻¹ − Ψ⁻¹WM⁻¹WᵀΨ⁻¹, (p, p)."""
         check_is_fitted(self)
         complete = Rows.of(torch.zeros_like(self._mean)[None])
         factor = Conditional(complete, self._W, self._noise).factor[0]
@@ -244,6 +244,10 @@ class LinearGaussian(LinearModel):
         r"""Return the ELBO of each row for any Gaussian q(z), batch (n,), event (d,); (n,), nats, exactly.
 
         .. math:: \mathbb E_q[\log p(x|z)] - \mathrm{KL}(q\|p(z)) = \log p(x) - \mathrm{KL}(q\|p(z|x))
+
+        Raises:
+            TypeError: if q is not a Gaussian.
+            ValueError: if its batch or event shape is another one.
         """
         if not isinstance(q, Distribution):
             raise TypeError(f"q must be a diagonal_normal or a MultivariateNormal, got {q!r}")

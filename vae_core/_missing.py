@@ -1,13 +1,14 @@
 """Rows of which only a part is observed: p(z | observed part), log p(observed part), and EM's step for them.
 
-The entries of e in x = Wz + μ + e are independent, so a missing entry integrates out without a trace: its row of W and
-its ψ_j are left out. With O the observed columns of a row,
+The entries of e in x = Wz + μ + e are independent, so a missing entry integrates out: its row of W and its ψ_j are left
+out of all formulas. With O the observed columns of a row,
 
 .. math:: z|x_O \\sim \\mathcal N\\big(M_O^{-1}W_O^\\top\\Psi_O^{-1}(x_O-\\mu_O),\\ M_O^{-1}\\big), \\qquad
           M_O = I + W_O^\\top\\Psi_O^{-1}W_O
 
-M depends on a row through O alone, its pattern: there is one M for each pattern, and a single one for complete data.
-That values are missing must not depend on what they would have been (missing at random).
+M depends on a row only through O, its pattern: there is one M for each pattern, and a single one for complete data.
+Whether a value is missing must not depend on what it would have been (missing at random).
+
 Source: Rubin and Thayer (1982); Little and Rubin (2002), chapters 7 and 8.
 """
 
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-FLOOR = 1e-12  # the least noise variance of a column, so that a constant column has a density
+FLOOR = 1e-12  # the smallest noise variance of a column, so that a constant column has a density
 
 
 class Imputation(NamedTuple):
@@ -29,12 +30,12 @@ class Imputation(NamedTuple):
 
 
 def has_nan(X: Float64[Tensor, "n p"]) -> bool:
-    """Return whether an entry of finite X is NaN; the sum is, and takes a fifth of the time of `isnan`."""
+    """Return whether X, which is free of infinities, holds NaN; the sum takes a fifth of the time of `isnan`."""
     return bool(X.sum().isnan()) and bool(X.isnan().any())
 
 
 class Rows(NamedTuple):
-    """Data, and the patterns of what is observed in a row."""
+    """Rows of data, and their patterns of observed columns."""
 
     values: Float64[Tensor, "n p"]  # 0 where missing
     observed: Float64[Tensor, "patterns p"]  # 1 where observed, 0 where missing
@@ -42,7 +43,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, X: Float64[Tensor, "n p"]) -> Self:
-        """Group rows with NaN where a value is missing."""
+        """Return the rows of X, in which NaN marks a missing value, grouped by pattern."""
         if not has_nan(X):
             return cls(X, torch.ones_like(X[:1]), X.new_zeros(len(X), dtype=torch.int64))
         missing = X.isnan()
@@ -54,11 +55,11 @@ class Rows(NamedTuple):
         return self._replace(values=self.values - self.per_row(self.observed * mean))
 
     def per_row(self, of_patterns: Float64[Tensor, "patterns ..."]) -> Float64[Tensor, "..."]:
-        """Return what belongs to each row's pattern, (n, …), or (1, …) if there is a single pattern."""
+        """Return the entry for each row's pattern, (n, …), or (1, …) if there is a single pattern."""
         return of_patterns if len(of_patterns) == 1 else of_patterns[self.pattern]
 
     def counts(self) -> Float64[Tensor, " p"]:
-        """Return in how many rows each column is observed. Raise ValueError if there is none for a column."""
+        """Return in how many rows each column is observed. Raise ValueError for a column that never is."""
         counts = torch.bincount(self.pattern).double() @ self.observed
         if not counts.all():
             empty = (counts == 0).nonzero().flatten().tolist()
@@ -86,7 +87,7 @@ class Conditional:
         self.whitened = self._solve(self.factor, centred.values @ scaled, upper=False)
 
     def _solve(self, factor: Tensor, right: Float64[Tensor, "n d"], upper: bool) -> Float64[Tensor, "n d"]:
-        """Solve for each row with the factor of its pattern; for all rows at once if there is a single pattern."""
+        """Return each row's solution with its pattern's factor; all rows at once if there is a single pattern."""
         if len(factor) == 1:
             return torch.linalg.solve_triangular(factor[0], right.T, upper=upper).T
         return torch.linalg.solve_triangular(self.rows.per_row(factor), right[..., None], upper=upper)[..., 0]
@@ -138,7 +139,7 @@ def regress(rows: Rows, given: Conditional) -> tuple[Float64[Tensor, "p _"], Flo
 def em_step(
     rows: Rows, W: Float64[Tensor, "p d"], psi: Float64[Tensor, "..."], mean: Float64[Tensor, " p"]
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Return the mean log p(observed part), nats, and W, ψ and μ after a step of EM; a single ψ stays a single one."""
+    """Return the mean log p(observed part), nats, and W, ψ and μ after a step of EM; a scalar ψ stays a scalar."""
     given = Conditional(rows.less(mean), W, psi.expand(len(mean)))
     solution, residual = regress(rows, given)
     if psi.dim():

@@ -1,6 +1,6 @@
-"""Real image data: `load(name)` for digits, mnist, fashion-mnist, cifar10, svhn; `from_folder` for one's own images.
+"""Real image data: `load(name)` for digits, mnist, fashion-mnist, cifar10, svhn; `from_folder` for your own images.
 
-The digits (scikit-learn's 8×8 ones) are always there. The others come once through torchvision, into the
+The digits (scikit-learn's 8×8 ones) are always there. The others are downloaded once, through torchvision, to the
 data root, and are then kept as one uncompressed `ROOT/NAME.npz` of uint8 arrays. So are the images of a folder.
 """
 
@@ -45,7 +45,7 @@ class Dataset:
 
     @cached_property
     def sha256(self) -> str:
-        """One checksum over shapes, dtypes and values of all four arrays; records carry it."""
+        """A checksum over the shapes, dtypes and values of all four arrays, which records contain."""
         digest = hashlib.sha256()
         for array in (getattr(self, name).contiguous().numpy() for name in ARRAYS):
             digest.update(f"{array.shape}{array.dtype}".encode())
@@ -67,19 +67,22 @@ def default_root() -> Path:
 
 
 def load(name: str, root: str | Path | None = None, *, size: int | None = None, grey: bool | None = None) -> Dataset:
-    """Return a data set by name; torchvision fetches it into `root` if it is not there yet.
+    """Return a data set by name; torchvision downloads it to `root` if it is not there yet.
 
-    Looks for `ROOT/NAME.npz`, then for torchvision's own files below ROOT, then for a network. What it
-    finds is written once to the npz, under a temporary name first, so a crash leaves nothing half done.
+    It is looked for in `ROOT/NAME.npz`, then in torchvision's own files below ROOT, then on the network. It is then
+    written once to the npz, under a temporary name first, so that a crash leaves no partial file.
 
     Args:
         name: one of `NAMES`, or `"folder:PATH"` for the images in a folder (`from_folder`, with its defaults).
         root: the data root; `default_root()` if None.
-        size, grey: height and width, and whether there is one channel instead of three. A folder's images are brought
-            to them (grey: False if None), so its size is needed; other data sets must have them.
+        size, grey: height and width, and whether there is one channel instead of three. The images of a folder are
+            converted to these (grey: False if None), so `size` is needed; other data sets must have them already.
 
-    Raises ValueError for an unknown name, for files that are damaged or not of this data set, or for images of another
-    size; FileNotFoundError if the set is neither there nor to be had; OSError if the root cannot be written.
+    Raises:
+        ValueError: for an unknown name, for files that are damaged or not of this data set, or for images of another
+            size.
+        FileNotFoundError: if the set is not there and cannot be downloaded.
+        OSError: if the root cannot be written.
     """
     if isinstance(name, str) and name.startswith("folder:"):
         if size is None:
@@ -118,34 +121,36 @@ def from_folder(
 ) -> Dataset:
     """Return the images below a folder as a data set: any sizes, any format that Pillow reads.
 
-    Each image is turned upright (EXIF), laid on white where it is transparent, cut to its middle square and resized,
-    antialiased, to `size` × `size` uint8 pixels. Of an animation or a document it is the first frame. Files whose
-    extension is no image's, hidden files and `__MACOSX` are ignored; image files that cannot be read, or have more
-    than `PIL.Image.MAX_IMAGE_PIXELS` pixels, are skipped, with one warning, when they are read, that counts and names
-    them.
+    Each image is turned upright (EXIF), put on white where it is transparent, cropped to its central square and resized
+    with antialiasing to `size` × `size` uint8 pixels. Of an animation or a document the first frame is used. Hidden
+    files, `__MACOSX` and files without an image's extension are ignored. Image files that cannot be read, or have more
+    than `PIL.Image.MAX_IMAGE_PIXELS` pixels, are skipped; one warning counts and names them when they are first read.
 
     If all images are in sub-folders, these are the classes: `class_names` are their names, sorted, and the labels are
-    positions in it; a folder that holds nothing but another one is passed through. If images stand beside sub-folders
-    that hold others, all are taken, without classes, with a warning.
+    positions in it; a folder that contains only another folder is skipped over. If there are images beside sub-folders
+    with images, all are used, without classes, with a warning.
 
-    The split: SHA-256 of seed and relative path gives each file a number in [0, 1). Those below `test_fraction` are
-    the test images, so a file stays where it is when others are added; if one part were empty, it gets the nearest
-    file. Within both, images stand in the order of these numbers, classes mixed.
+    The split: SHA-256 of seed and relative path gives each file a number in [0, 1). Files below `test_fraction` are
+    the test images, so a file stays in its part when others are added; if one part would be empty, it gets the nearest
+    file. In both parts, images are in the order of these numbers, with the classes mixed.
 
-    They are kept as `ROOT/folder-NAME-FINGERPRINT.npz`. The fingerprint covers paths, sizes, times of the last change
-    and the arguments: a second call reads that file, a changed folder is read anew (old files may be deleted).
+    The arrays are kept as `ROOT/folder-NAME-FINGERPRINT.npz`. The fingerprint covers paths, sizes, times of the last
+    change and the arguments: a second call reads that file, a changed folder is read again (old files may be deleted).
 
     Args:
-        path: the folder; `~` is one's home.
+        path: the folder; `~` is the home folder.
         size: height and width in pixels.
         grey: one channel (ITU-R 601 luma) instead of three.
         test_fraction: the expected share of test images, between 0 and 1.
-        seed: chooses the split.
+        seed: of the split.
         root: the data root; `default_root()` if None.
 
-    Raises ValueError for arguments out of range, a file in place of a folder, sub-folders that are called like splits
-    (`train`, `test`), or fewer than two images that can be read; TypeError for a path or `grey` of another type;
-    FileNotFoundError if there is no such folder; OSError if the root cannot be written.
+    Raises:
+        ValueError: for arguments out of range, a file instead of a folder, sub-folders that are named like splits
+            (`train`, `test`), or fewer than two images that can be read.
+        TypeError: for a path or `grey` of another type.
+        FileNotFoundError: if there is no such folder.
+        OSError: if the root cannot be written.
     """
     settings = check_settings(path, size, grey, test_fraction, seed)
     listing = list_images(Path(path).expanduser())
@@ -164,7 +169,7 @@ def from_folder(
 
 
 def _digits() -> Dataset:
-    """1797 digits; the last 360, by other writers than most of the rest, are the test set."""
+    """Return 1797 digits; the last 360, mostly by other writers than the rest, are the test set."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)

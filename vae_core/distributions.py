@@ -1,4 +1,4 @@
-"""Gaussians and their Kullback-Leibler divergences. All values in nats, no constants dropped.
+"""Gaussians and their Kullback-Leibler divergences. All values are in nats, and no constants are dropped.
 
 Every distribution here is a `torch.distributions` object with event shape (d,).
 """
@@ -19,8 +19,12 @@ class LogVarianceNormal(Normal):
 
     .. math:: \log p(x) = -\tfrac12\big[(x-\mu)^2 e^{-\log\sigma^2} + \log\sigma^2 + \log 2\pi\big]
 
-    In float32 σ itself is 0 from log σ² = −206 on; `log_prob`, `entropy` and the divergences between factorised
-    Gaussians, gradients included, hold down to about −350.
+    In float32, σ itself is 0 below log σ² = −206; `log_prob`, `entropy` and the divergences between factorised
+    Gaussians, and their gradients, are accurate down to about −350.
+
+    Args:
+        loc: μ, any shape.
+        log_variance: log σ², a shape that broadcasts to that of μ.
     """
 
     def __init__(self, loc: Tensor, log_variance: Tensor) -> None:
@@ -50,9 +54,12 @@ def diagonal_normal(mean: Float[Tensor, "*#batch #d"], log_variance: Float[Tenso
         mean: μ, shape (..., d).
         log_variance: log σ², shape (..., d). A network outputs this, so that σ > 0 needs no constraint.
 
-    Returns: a distribution with batch (...) and event (d,).
+    Returns:
+        a distribution with batch (...) and event (d,).
 
-    Raises: TypeError unless both are tensors; ValueError if they are single numbers or their shapes do not fit.
+    Raises:
+        TypeError: unless both are tensors.
+        ValueError: if they are single numbers or their shapes do not fit.
 
     Source: Chen §3.5.
     """
@@ -70,9 +77,10 @@ def standard_normal(latent_dim: int, like: Float[Tensor, "..."] | None = None) -
 
     Args:
         latent_dim: d.
-        like: a tensor whose device and precision it takes; torch's defaults if None.
+        like: a tensor whose device and dtype are used; torch's defaults if None.
 
-    Raises: ValueError unless latent_dim is a positive integer.
+    Raises:
+        ValueError: unless latent_dim is a positive integer.
 
     Source: Chen §3.5.
     """
@@ -87,17 +95,20 @@ def kl_divergence(q: Distribution, p: Distribution) -> Float[Tensor, "*batch"]:
     .. math:: \mathrm{KL}(q\|p) = \tfrac12\Big[\log\frac{|\Sigma_p|}{|\Sigma_q|} - d
               + (\mu_p-\mu_q)^\top\Sigma_p^{-1}(\mu_p-\mu_q) + \operatorname{tr}(\Sigma_p^{-1}\Sigma_q)\Big]
 
-    Two factorised Gaussians take the sum over coordinates and never form a matrix. For p = N(0, I) that
+    For two factorised Gaussians it is a sum over coordinates, and no matrix is formed. For p = N(0, I) that
     sum is :math:`-\tfrac12\sum_j(1+\log\sigma_j^2-\mu_j^2-\sigma_j^2)`. `torch.distributions.kl_divergence` returns
-    the same: the pairs that it lacks, factorised beside full, are registered here.
+    the same value: the pairs that it lacks, a factorised and a full Gaussian, are registered here.
 
     Args:
         q: a `diagonal_normal` or a `MultivariateNormal`, batch (...), event (d,).
         p: another one, whose batch broadcasts with that of q.
 
-    Returns: nats, shape: the broadcast batch.
+    Returns:
+        nats, with the broadcast batch as shape.
 
-    Raises: TypeError if q or p is no Gaussian, ValueError if their event shapes differ or their batches do not fit.
+    Raises:
+        TypeError: if q or p is not a Gaussian.
+        ValueError: if their event shapes differ or their batches do not broadcast.
 
     Source: Chen §3.5; lecture notes (14)-(16).
     """
@@ -120,17 +131,19 @@ def kl_monte_carlo(q: Distribution, p: Distribution, num_samples: int = 1) -> Fl
 
     .. math:: \frac1K\sum_k \log q(z_k) - \log p(z_k), \qquad z_k \sim q
 
-    A single estimate can be negative; the KL cannot. Where q has no `rsample`, a mixture say, no gradient flows
-    through z, and the one in q's parameters is not that of the KL.
+    A single estimate can be negative; the KL cannot. If q has no `rsample` (a mixture, for example), no gradient flows
+    through z, and autograd's gradient in the parameters of q is not that of the KL.
 
     Args:
         q: any distribution that can be sampled.
         p: one with the same event shape, whose batch broadcasts to that of q.
         num_samples: K.
 
-    Returns: nats, shape: the batch of q.
+    Returns:
+        nats, with the batch of q as shape.
 
-    Raises: ValueError unless num_samples is a positive integer and the shapes of q and p agree.
+    Raises:
+        ValueError: unless num_samples is a positive integer and the shapes of q and p agree.
     """
     size = torch.Size([positive_int("num_samples", num_samples)])
     if q.event_shape != p.event_shape or not shapes_broadcast(q.batch_shape, p.batch_shape, onto=q.batch_shape):
@@ -153,7 +166,8 @@ def log_prob_reparameterized(
         epsilon: ε, shape (..., d).
         log_variance: log σ², a shape that broadcasts to that of ε.
 
-    Returns: nats, shape (...).
+    Returns:
+        nats, shape (...).
 
     Source: Chen §3.6.
     """
@@ -161,22 +175,27 @@ def log_prob_reparameterized(
 
 
 def marginals(q: Distribution, name: str = "q") -> Normal:
-    """Return the Gaussians of a factorised one, batch (..., d), event (). Raises TypeError, with `name`, for others."""
+    """Return the normals of a factorised Gaussian, batch (..., d), event (). Raise TypeError for anything else.
+
+    Args:
+        q: a `diagonal_normal`.
+        name: what the message calls it.
+    """
     if not _is_diagonal(q):
         raise TypeError(f"{name} must be a diagonal_normal, got {type(q).__name__}")
     return cast(Normal, q.base_dist)
 
 
 def log_variance(q: Distribution) -> Float[Tensor, "*batch d"]:
-    """Return log σ² of each coordinate, for a `diagonal_normal` as it was given, also where σ has underflowed."""
+    """Return log σ² of each coordinate; for a `diagonal_normal` as it was passed, even where σ underflows."""
     if _is_diagonal(q):
         return _log_variance(marginals(q))
     return q.variance.log()
 
 
 def shapes_broadcast(one: torch.Size, other: torch.Size, onto: torch.Size | None = None) -> bool:
-    """Return whether two shapes broadcast, to the shape `onto` if it is given."""
-    if len(other) == 0 or one == other:  # quickly, what nearly all ask
+    """Return whether the shapes `one` and `other` broadcast, and to the shape `onto` if it is given."""
+    if len(other) == 0 or one == other:  # the common case, without torch's slower check
         return onto is None or one == onto
     try:
         together = torch.broadcast_shapes(one, other)
@@ -194,11 +213,12 @@ def _log_variance(r: Normal) -> Tensor:
 
 
 def _standardized(difference: Tensor, log_variance: Tensor) -> Tensor:
-    """difference / σ; in two steps, because 1/σ overflows long before the quotient does."""
+    """difference / σ in two steps, because 1/σ overflows long before the quotient does."""
     inverse_root = (-0.25 * log_variance).exp()
     return difference * inverse_root * inverse_root
 
 
+# torch's own formula for two Normals computes with σ, which underflows.
 @register_kl(LogVarianceNormal, LogVarianceNormal)
 @register_kl(LogVarianceNormal, Normal)
 @register_kl(Normal, LogVarianceNormal)
@@ -210,6 +230,7 @@ def _kl_normal(q: Normal, p: Normal) -> Tensor:
     return 0.5 * (shift.square() + log_ratio.expm1() - log_ratio)
 
 
+# torch registers no pair of a factorised and a full Gaussian.
 @register_kl(Independent, MultivariateNormal)
 @register_kl(MultivariateNormal, Independent)
 def _kl_mixed(q: Distribution, p: Distribution) -> Tensor:
@@ -217,7 +238,7 @@ def _kl_mixed(q: Distribution, p: Distribution) -> Tensor:
 
 
 def _as_full(r: Distribution) -> MultivariateNormal:
-    """A factorised Gaussian as one with a matrix. Raises NotImplementedError for others, as torch's registry asks."""
+    """Return a factorised Gaussian with a covariance matrix. Raise NotImplementedError for others, as torch does."""
     if isinstance(r, MultivariateNormal):
         return r
     if not _is_diagonal(r):

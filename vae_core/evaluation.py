@@ -1,7 +1,7 @@
-"""Figures on held-out data. Models are put in evaluation mode for it and left as they were.
+"""Measures on held-out data, computed in evaluation mode; the model's own mode is restored afterwards.
 
-Data are what `data.as_images` takes: tensors, NumPy arrays, map-style Datasets; floating point or uint8. They are read
-in batches, each of which is checked against the support of p(x|z).
+Data are tensors, NumPy arrays or map-style Datasets, floating point or uint8. They are read in batches, each of which
+is checked against the support of p(x|z).
 """
 
 import copy
@@ -35,8 +35,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the mean loss over held-out data and its two terms, nats per datum.
 
-    The same seed gives the same figures; over seeds a one-sample test loss of 10,000 images moves by about 0.05. The
-    caller's random state is left as it was. On grey pixels the Bernoulli loss is no log-likelihood.
+    The same seed gives the same result; over seeds a one-sample test loss of 10,000 images varies by about 0.05. The
+    caller's random state is unchanged. On grey pixels the Bernoulli loss is not a log-likelihood.
 
     Args:
         model: what `objectives.LatentVariableModel` describes.
@@ -45,13 +45,15 @@ def evaluate(
         kl: as in `objectives.elbo`.
         seed: of the codes.
         batch_size: data that are evaluated together.
-        y: the condition of each datum, (N, c), for a conditional model: batches get theirs by `model.given`. One that
-            the model was given before, `model.given(y)`, is split in the same way.
+        y: the condition of each datum, (N, c), for a conditional model, passed to `model.given` batch by batch. The
+            conditions of a model that is `model.given(y)` already are split in the same way.
 
-    Returns: `{"loss", "reconstruction", "kl", "n"}` with loss = reconstruction + kl = minus the mean ELBO.
+    Returns:
+        `{"loss", "reconstruction", "kl", "n"}` with loss = reconstruction + kl = minus the mean ELBO.
 
-    Raises: ValueError for settings or data out of range, another number of conditions, or a loss that is nan; TypeError
-    for what is no data; and what `objectives.elbo` raises.
+    Raises:
+        ValueError: for settings or data out of range, another number of conditions, or a loss that is nan.
+        TypeError: if x is not data; and what `objectives.elbo` raises.
 
     Source: Chen §4.1, listing A.2 (one sampled code, batch norm by its running averages).
     """
@@ -67,7 +69,7 @@ def evaluate(
 def reconstruction_at_code(model: Codec, x: Any, batch_size: int = 1000, y: Any = None) -> float:
     r"""Return the mean of −log p(x|z) at the code z = f(x) itself, nats per datum: an autoencoder's test loss.
 
-    For a VAE, whose code is the mean of q, it is lower than its reconstruction error and part of no bound.
+    For a VAE, whose code is the mean of q, it is lower than the reconstruction error, and is not a term of a bound.
     Arguments and errors are those of `evaluate`.
 
     Source: Saleh §4.1.4.
@@ -84,8 +86,14 @@ def reconstruction_mse(model: Codec, x: Any, target: Any = None, batch_size: int
 
     .. math:: \frac1{ND}\sum_n\|\hat x(x_n)-t_n\|^2
 
-    With corrupted images x and the clean ones as target it measures how much of the corruption is removed.
-    Raises ValueError if the shapes differ; other arguments and errors are those of `evaluate`.
+    With corrupted images as x and the clean ones as target, it measures how much of the corruption is removed.
+    Other arguments and errors are those of `evaluate`.
+
+    Args:
+        target: t, of the shape of x; x itself if None.
+
+    Raises:
+        ValueError: if the shapes differ.
 
     Source: Saleh §4.1.4.
     """
@@ -102,12 +110,19 @@ def reconstruction_mse(model: Codec, x: Any, target: Any = None, batch_size: int
 
 
 def add_outliers(x: Any, probability: float, seed: int = 0) -> Tensor:
-    r"""Return images whose pixels are hit, each with this probability, by outliers; same shape, uint8.
+    r"""Return images in which each pixel gets an outlier with this probability; same shape, uint8.
 
     .. math:: \tilde x_j = \min(1,\ x_j + b_j\,|\epsilon_j|), \qquad b_j \sim \mathrm{Bernoulli}(\nu),\quad
               \epsilon_j \sim \mathcal N(0, 1)
 
-    The same seed gives the same corruption. Raises ValueError unless 0 ≤ ν ≤ 1, TypeError unless x is uint8.
+    Args:
+        x: images of any shape, uint8.
+        probability: ν.
+        seed: the same seed gives the same corruption.
+
+    Raises:
+        ValueError: unless 0 ≤ ν ≤ 1.
+        TypeError: unless x is uint8.
 
     Source: Saleh §4.1.4 states no distribution; this is its author's public code, clipped to [0, 1].
     """
@@ -136,10 +151,9 @@ def log_likelihood(
     .. math:: \log\hat p(x) = \log\frac1K\sum_{k=1}^K w_k, \qquad
               \log w_k = \log p(z_k) + \log p(x|z_k) - \log q(z_k|x)
 
-    p̂(x) is unbiased for p(x), so its logarithm is on average too small, the less the larger K is: a lower bound
-    that tightens (`objectives.iwae_bound`). It is a log-likelihood only for data that p(x|z) is a distribution of:
-    binary images for a Bernoulli decoder. `at_once` draws are decoded together. Other arguments and errors are those of
-    `evaluate`.
+    p̂(x) is unbiased for p(x), so its logarithm is too small on average: a lower bound that tightens as K grows
+    (`objectives.iwae_bound`). It is a log-likelihood only for data over which p(x|z) is a distribution: binary images
+    for a Bernoulli decoder. `at_once` draws are decoded together. Other arguments and errors are those of `evaluate`.
 
     Source: Burda et al. (2016) §5; Rezende et al. (2014) appendix E.
     """
@@ -162,30 +176,32 @@ def inference_gap(
     at_once: int = 50,
     y: Any = None,
 ) -> dict[str, Float[Tensor, " B"]]:
-    r"""Return how far the bound lies below log p(x), split into what the family of q and what the encoder costs.
+    r"""Return how far the bound lies below log p(x), split into the cost of q's family and the cost of the encoder.
 
     .. math:: \underbrace{\log p(x)-\mathcal L(q)}_{\text{inference gap}}
               = \underbrace{\log p(x)-\mathcal L(q^\star)}_{\text{approximation gap}}
               + \underbrace{\mathcal L(q^\star)-\mathcal L(q)}_{\text{amortization gap}}
 
-    q is the encoder's, q* the best factorised Gaussian (`inference.fit_posterior`, `steps` of them from q on). The gaps
-    are differences of means over common random numbers, so they vary less. Where the posterior has a second mode that
-    q* does not cover, no draw goes there: log p(x) and the first gap come out too small, and `error` does not show it;
-    `inference.annealed_importance_sampling` from the prior does. Nor can `error` be trusted where codes are strongly
-    correlated under the posterior: for a Gaussian one the weights have no variance as soon as two codes are correlated
-    by more than 1 − 1/(2·1.2²) = 0.65.
+    q is the encoder's, q* the best factorised Gaussian, found from q by `steps` steps of `inference.fit_posterior`. The
+    gaps are differences of means over common random numbers, which reduces their variance. Where the posterior has a
+    second mode that q* does not cover, no draw goes there: log p(x) and the first gap are too small, and `error` does
+    not show it; `inference.annealed_importance_sampling` from the prior does. `error` is unreliable, too, where codes
+    are strongly correlated under the posterior: for a Gaussian one the weights have infinite variance once two codes
+    have a correlation above 1 − 1/(2·1.2²) = 0.65.
 
     Args:
         model, x, y: as in `evaluate`; all data are taken at once.
-        steps: of the search for q*.
+        steps: of the optimisation of q*.
         num_samples: draws for each mean, at least two, `at_once` of them decoded together.
         seed: of all draws.
 
-    Returns: (B,) each, nats: `log_likelihood` (importance sampling with draws from q* widened by a fifth, so a little
-    too small on average), `best_elbo`, `elbo`, `approximation_gap`, `amortization_gap`, and `error`, a standard error
-    for the first gap: that of its two means as if each had draws of its own.
+    Returns:
+        tensors (B,), nats, named `log_likelihood` (importance sampling with draws from q* widened by a fifth, so
+        slightly too small on average), `best_elbo`, `elbo`, `approximation_gap`, `amortization_gap`, and `error`, a
+        standard error of the first gap, computed as if its two means came from independent draws.
 
-    Raises: ValueError for fewer than two draws, and as `evaluate` does.
+    Raises:
+        ValueError: for fewer than two draws, and as `evaluate` does.
 
     Source: VI slides §3; Cremer, Li and Duvenaud (2018) eq. (3).
     """
@@ -211,7 +227,7 @@ def inference_gap(
 def log_weights_in_chunks(
     model: LatentVariableModel, x: Tensor, num_samples: int, at_once: int
 ) -> Float[Tensor, "K B"]:
-    """Return `objectives.log_weights`, `at_once` draws at a time, so that thousands fit into memory: float64, nats."""
+    """Return `objectives.log_weights` (K, B), float64, computed `at_once` draws at a time so that thousands fit."""
     sizes = [min(at_once, num_samples - done) for done in range(0, num_samples, at_once)]
     first = log_weights(model, x, sizes[0]).double()
     with checked_input():
@@ -223,8 +239,11 @@ def kl_per_unit(model: LatentVariableModel, x: Any, batch_size: int = 1000, y: A
 
     .. math:: \frac1N\sum_n \mathrm{KL}\big(q(z_j|x_n)\,\|\,\mathcal N(0,1)\big)
 
-    For models whose posterior is a factorised Gaussian and whose prior is N(0, I). A unit is called active where this
-    exceeds 0.01 nats. Raises TypeError for another q; other arguments and errors are those of `evaluate`.
+    The posterior must be a factorised Gaussian, and the prior N(0, I). A unit is called active if this exceeds 0.01
+    nats. Arguments and other errors are those of `evaluate`.
+
+    Raises:
+        TypeError: for another q.
 
     Source: Saleh §4.2.2 asks the question (by column sums of the decoder); Burda et al. (2016) §5.3.
     """
@@ -243,7 +262,13 @@ def entropy_floor(x: Any) -> float:
     .. math:: \frac1N\sum_n\sum_j -x_{nj}\log x_{nj} - (1-x_{nj})\log(1-x_{nj})
 
     It is 0 for binary images, and 45.53 for MNIST's grey test images: the cross entropy of a pixel x with a probability
-    s is smallest at s = x, and is the entropy of x there. Raises ValueError for values outside [0, 1] or no images.
+    s is smallest at s = x, and is the entropy of x there.
+
+    Args:
+        x: images (N, ...), in [0, 1] or uint8.
+
+    Raises:
+        ValueError: for values outside [0, 1] or no images.
 
     Source: Gibbs' inequality; the figure is computed.
     """
@@ -257,10 +282,10 @@ def entropy_floor(x: Any) -> float:
 
 
 def with_batch_statistics(model: Model) -> Model:
-    """Return a copy whose batch norm, in evaluation mode too, normalises by the batch at hand, not by its averages.
+    """Return a copy whose batch norm normalises by the current batch, not by its averages, in evaluation mode too.
 
-    A datum's figures then depend on its neighbours, so they are those of no model; the copy is here to show by
-    how much. Without batch norm it is just a copy.
+    The result for a datum then depends on the rest of its batch, so it is not a property of the model; the copy serves
+    to measure by how much. A model without batch norm is only copied.
 
     Source: Chen §4.1 does not state which it reports.
     """
@@ -274,18 +299,19 @@ def with_batch_statistics(model: Model) -> Model:
 def linear_probe(codes: Any, y: Any, codes_test: Any, y_test: Any) -> float:
     """Return the accuracy on test data of multinomial logistic regression on the training codes.
 
-    The penalty is scikit-learn's default. It measures how much of the class is in the codes *linearly*: a class in a
-    ring is missed.
+    It measures how much of the class can be read from the codes *linearly*: a class that forms a ring is missed. The
+    penalty is scikit-learn's default.
 
     Args:
         codes, codes_test: (N, d), standardised by the training codes' means and deviations.
         y, y_test: classes, (N,), integers.
 
-    Raises: ValueError where codes and classes differ in number or widths differ.
+    Raises:
+        ValueError: where codes and classes differ in number or widths differ.
 
     Source: Chen §4.2 claims a result of this kind.
     """
-    from sklearn.linear_model import LogisticRegression  # not at start-up: most commands never probe
+    from sklearn.linear_model import LogisticRegression  # slow to import, and rarely needed
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -294,11 +320,15 @@ def linear_probe(codes: Any, y: Any, codes_test: Any, y_test: Any) -> float:
 
 
 def neighbour_accuracy(codes: Any, y: Any, codes_test: Any, y_test: Any, num_neighbours: int = 10) -> float:
-    """Return the share of test data whose nearest training codes (Euclidean) mostly have the right class.
+    """Return the share of test data for which most of the nearest training codes (Euclidean) have the right class.
 
-    Shapes and errors are those of `linear_probe`; it measures how far apart the classes are, in whatever form.
+    It measures how well the classes are separated, whatever their shape. Other arguments and errors are those of
+    `linear_probe`.
 
-    Source: Chen §4.2 and §4.3 read this off pictures.
+    Args:
+        num_neighbours: how many training codes decide.
+
+    Source: Chen §4.2 and §4.3 judge this from scatter plots.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -313,7 +343,13 @@ def sharpness(x: Any) -> float:
 
     .. math:: \frac1N\sum_n \operatorname{Var}_{ij}\big(x_{i+1,j}+x_{i-1,j}+x_{i,j+1}+x_{i,j-1}-4x_{ij}\big)
 
-    over the inner pixels and channels of (N, C, H, W). Raises ValueError for other shapes or sides of less than 3.
+    over the inner pixels and channels.
+
+    Args:
+        x: images (N, C, H, W), in [0, 1] or uint8.
+
+    Raises:
+        ValueError: for other shapes or sides of less than 3.
 
     Source: Chen §4.3 calls reconstructions blurry; the measure is Pech-Pacheco et al.'s.
     """

@@ -1,12 +1,13 @@
 r"""Estimators of :math:`\nabla_\lambda\,\mathbb E_{q_\lambda(z)}[f(z)]`, each as a surrogate to differentiate.
 
 `estimator(f, q, num_samples, …)` draws z (K, B, d) from q, batch (B,), event (d,), calls `f(z)` for (K, B) values, and
-returns one number per batch element, (B,). Its value estimates E_q[f(z)] (for `doubly_reparameterized` the bound that
-it is about); its autograd gradient is the estimator, for the parameters of q and for those that f depends on besides.
+returns one number per batch element, (B,). Its value estimates E_q[f(z)], or for `doubly_reparameterized` the
+importance-weighted bound. Its autograd gradient is the estimator, in the parameters of q and any others of f.
 
 With f(z) = log p(x,z) − log q(z) that is the ELBO, in nats. All raise ValueError unless `num_samples` is a positive
-integer and f returns one value for each draw and batch element of q: a q that lacks its event dimension, with batch
-(B, d) instead, is caught by that.
+integer and f returns one value for each draw and batch element of q. This also catches a q that lacks its event
+dimension, with batch (B, d) instead. Below, f maps z (K, B, d) to (K, B), q has batch (B,) and event (d,), and
+`num_samples` is K.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,33 +34,35 @@ def score_function(
     baseline: float | Tensor | str = 0.0,
     control_variate: tuple[Function, Float[Tensor, "*B"]] | None = None,
 ) -> Float[Tensor, "*B"]:
-    r"""Return the score-function estimator (REINFORCE): f may be anything, also a step, and z discrete.
+    r"""Return the score-function estimator (REINFORCE): f may be any function, even a step, and z may be discrete.
 
     .. math:: \frac1K\sum_k\big(f(z_k)-c\big)\nabla_\lambda\log q_\lambda(z_k) + \nabla_\lambda f(z_k)|_{z_k},
               \qquad z_k\sim q_\lambda
 
-    If f contains log q itself, the last term is the famous −1 times the score, of mean 0; put `stop_gradient(q)` into f
-    to be rid of it.
+    If f contains log q itself, the last term is −1 times the score, whose mean is 0; use `stop_gradient(q)` in f to
+    remove it.
 
     Args:
         f: maps z (K, B, d) to (K, B).
         q: batch (B,), event (d,).
         num_samples: K.
-        baseline: c, which does not move the mean because the score has mean 0: a finite number, a tensor (B,), which
+        baseline: c, which does not change the mean because the score has mean 0: a finite number, a tensor (B,), which
             may depend on the input x but not on z, or `"leave-one-out"`, the mean of the other K − 1 values of f.
         control_variate: (h, E_q[h]): h(z) is subtracted from f(z), and the gradient of its mean added, a tensor (B,)
             that is differentiable in λ; see `taylor_control_variate`.
 
-    Returns: shape (B,).
+    Returns:
+        shape (B,).
 
-    Raises: ValueError for another baseline or control variate, or for leave-one-out with one sample.
+    Raises:
+        ValueError: for another baseline or control variate, or for leave-one-out with one sample.
 
     Source: Chen §3.3 (without its misprint); Williams (1992); baselines: Mnih and Gregor (2014), Kool et al. (2019);
     Paisley et al. (2012).
     """
     z = q.sample(_size(num_samples))
     values, log_q = values_of(f, z, q), q.log_prob(z)
-    if not values.is_floating_point():  # a step's are whole numbers, or true and false
+    if not values.is_floating_point():  # a step function may return integers or booleans
         values = values.to(log_q.dtype)
     weight, mean = values.detach(), torch.zeros_like(values[0])
     if control_variate is not None:
@@ -77,10 +80,16 @@ def pathwise(
 
     .. math:: \frac1K\sum_k\nabla_\lambda f\big(g_\lambda(\epsilon_k)\big), \qquad z=g_\lambda(\epsilon)\sim q_\lambda
 
-    Wrong without a warning where f jumps: a step function's derivative is 0 almost everywhere. `draw(q, K)` makes z a
-    function of λ: `location_scale` (the default), `inverse_cdf`, `implicit`.
+    If f jumps, the result is wrong without a warning: the derivative of a step function is 0 almost everywhere.
 
-    Raises: ValueError if q has no such path.
+    Args:
+        f: maps z (K, B, d) to (K, B).
+        q: batch (B,), event (d,).
+        num_samples: K.
+        draw: `draw(q, K)` returns z as a function of λ: `location_scale` (the default), `inverse_cdf`, `implicit`.
+
+    Raises:
+        ValueError: if q has no such path.
 
     Source: Chen §3.4; Kingma and Welling (2014) §2.4.
     """
@@ -88,9 +97,10 @@ def pathwise(
 
 
 def location_scale(q: Distribution, num_samples: int) -> Float[Tensor, " K *z"]:
-    r"""Return z = μ + σ ⊙ ε or z = μ + Lε with Σ = LLᵀ, and whatever else torch's own `rsample` offers: (K, B, d).
+    r"""Return z = μ + σ ⊙ ε, or z = μ + Lε with Σ = LLᵀ, or another draw by torch's `rsample`: (K, B, d).
 
-    Raises: ValueError if q has no `rsample`.
+    Raises:
+        ValueError: if q has no `rsample`.
 
     Source: Chen §3.4.
     """
@@ -102,7 +112,8 @@ def location_scale(q: Distribution, num_samples: int) -> Float[Tensor, " K *z"]:
 def inverse_cdf(q: Distribution, num_samples: int) -> Float[Tensor, " K *z"]:
     r"""Return z = F⁻¹(u) with u uniform on the unit cube, coordinate by coordinate: (K, B, d).
 
-    Raises: ValueError if q has no `icdf`.
+    Raises:
+        ValueError: if q has no `icdf`.
 
     Source: Chen §3.4.
     """
@@ -110,7 +121,7 @@ def inverse_cdf(q: Distribution, num_samples: int) -> Float[Tensor, " K *z"]:
     like = _example(base)
     u = torch.rand(size + base.batch_shape + base.event_shape, dtype=like.dtype, device=like.device)
     try:
-        return base.icdf(u.clamp(min=torch.finfo(u.dtype).eps / 2))  # 0 can be drawn, 1 cannot: its place is infinite
+        return base.icdf(u.clamp(min=torch.finfo(u.dtype).eps / 2))  # u can be 0, where F⁻¹ may be −∞, but never 1
     except NotImplementedError:
         raise ValueError(f"{_name(q)} has no inverse distribution function; use another draw") from None
 
@@ -121,8 +132,9 @@ def implicit(q: Distribution, num_samples: int) -> Float[Tensor, " K *z"]:
     .. math:: F_\lambda(z) = u \text{ for fixed } u \quad\Rightarrow\quad
               \frac{\partial z}{\partial\lambda} = -\frac{\partial F_\lambda(z)/\partial\lambda}{q_\lambda(z)}
 
-    Raises: ValueError if q has no `cdf`; torch raises NotImplementedError, at the backward pass, for a parameter in
-    which its cdf has no derivative (a Gamma's concentration: `location_scale` has that one).
+    Raises:
+        ValueError: if q has no `cdf`; torch raises NotImplementedError, at the backward pass, for a parameter in which
+            its cdf has no derivative (a Gamma's concentration: `location_scale` has that one).
 
     Source: Figurnov, Mohamed and Mnih (2018) eq. (6).
     """
@@ -142,7 +154,8 @@ def sticking_the_landing(f: Function, q: Distribution, num_samples: int = 1) -> 
 
     What is left out, −∇_λ log q_λ(z) at fixed z, has mean 0. At q = p(z|x) the gradient is 0 for every single draw.
 
-    Raises: ValueError if q has no `rsample`, or cannot be detached (`stop_gradient`).
+    Raises:
+        ValueError: if q has no `rsample`, or cannot be detached (`stop_gradient`).
 
     Source: Roeder, Wu and Duvenaud (2017) eq. (8).
     """
@@ -156,15 +169,15 @@ def doubly_reparameterized(f: Function, q: Distribution, num_samples: int) -> Fl
     .. math:: \sum_k \tilde w_k^2\,\nabla_z\log w_k\,\nabla_\lambda z_k, \qquad w_k=\frac{p(x,z_k)}{q_\lambda(z_k)},
               \quad \tilde w_k=\frac{w_k}{\sum_l w_l}
 
-    The parameters of p get Σ w̃ ∇ log w, as usual. K = 1 is `sticking_the_landing`. The value is the bound, in nats.
-    Arguments and errors are those of `sticking_the_landing`.
+    The gradient in the parameters of p is Σ w̃ ∇ log w, as usual. K = 1 is `sticking_the_landing`. The value is the
+    bound, in nats. Arguments and errors are those of `sticking_the_landing`.
 
     Source: Tucker, Lawson, Gu and Maddison (2019) eq. (8); the bound: Burda et al. (2016).
     """
     z = location_scale(q, num_samples)
     log_w = values_of(f, z, q) - stop_gradient(q).log_prob(z)
     share = log_w.detach().softmax(0)  # w̃
-    if z.requires_grad:  # the second w̃, for what comes through z
+    if z.requires_grad:  # the second factor w̃, for the gradient through z
         each = share.reshape(share.shape + (1,) * len(q.event_shape))
         z.register_hook(lambda gradient: each * gradient)
     surrogate = (share * log_w).sum(0)
@@ -172,14 +185,15 @@ def doubly_reparameterized(f: Function, q: Distribution, num_samples: int) -> Fl
 
 
 def taylor_control_variate(f: Function, q: Independent) -> tuple[Function, Float[Tensor, "*B"]]:
-    r"""Return a control variate for `score_function`: f's second-order expansion about the mean m of q, its diagonal.
+    r"""Return a control variate for `score_function`: f's diagonal second-order Taylor expansion about the mean of q.
 
     .. math:: h(z)=\sum_j f_j'(m)(z_j-m_j)+\tfrac12 f_{jj}''(m)(z_j-m_j)^2, \qquad
               \mathbb E_q[h]=\sum_j f_j'(m)(\mu_j-m_j)+\tfrac12 f_{jj}''(m)\big((\mu_j-m_j)^2+\sigma_j^2\big)
 
-    m is μ, held fixed. It costs d + 1 derivatives of f, which must be twice differentiable.
+    m is μ, held fixed. It takes d + 1 derivatives of f, which must be twice differentiable.
 
-    Returns (h, E_q[h]), where h maps (K, B, d) to (K, B) and E_q[h] has shape (B,).
+    Returns:
+        (h, E_q[h]), where h maps (K, B, d) to (K, B) and E_q[h] has shape (B,).
 
     Source: Paisley, Blei and Jordan (2012) §3; Miller et al. (2017).
     """
@@ -196,11 +210,12 @@ def taylor_control_variate(f: Function, q: Independent) -> tuple[Function, Float
 
 
 def stop_gradient(q: Distribution) -> Distribution:
-    """Return the same distribution with parameters that gradients do not flow into.
+    """Return the same distribution with parameters through which no gradient flows.
 
     The parameters of networks inside its transforms (a normalising flow) are detached too.
 
-    Raises: ValueError if the density still carries a gradient: of tensors in a function's closure, say.
+    Raises:
+        ValueError: if the density still carries a gradient, for example of tensors in a function's closure.
     """
     return without_gradients(q)
 
@@ -215,9 +230,11 @@ def replicates(surrogate: Callable[..., Tensor], parameters: tuple[Tensor, ...],
         parameters: tensors of any shapes.
         count: the number of estimates.
 
-    Returns: for each parameter a tensor (count, *its shape).
+    Returns:
+        for each parameter a tensor (count, *its shape).
 
-    Raises: ValueError unless count is a positive integer and the surrogate returns that many values.
+    Raises:
+        ValueError: unless count is a positive integer and the surrogate returns that many values.
     """
     n = positive_int("count", count)
     with gradients_recorded():
@@ -258,12 +275,12 @@ def _baseline(values: Tensor, baseline: float | Tensor | str) -> float | Tensor:
 
 
 def _coordinates(q: Distribution) -> Distribution:
-    """The distribution of the single coordinates."""
+    """Return the distribution of single coordinates, with event ()."""
     return q.base_dist if isinstance(q, Independent) else q
 
 
 def _example(q: Distribution) -> Tensor:
-    """A tensor of the precision and on the device of its draws; none is drawn where torch has the mean."""
+    """Return a tensor with the dtype and device of q's draws; its mean where torch has it, so that none is drawn."""
     try:
         return q.mean
     except NotImplementedError:

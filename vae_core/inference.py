@@ -1,7 +1,7 @@
-r"""Finding q: datum by datum, in turn with the decoder (variational EM), and a strong estimate of log p(x) to judge by.
+r"""Inference without an encoder: q for each datum, variational EM, and annealed importance sampling for log p(x).
 
-All work on any object with `prior` and `likelihood(z)`, the prior being N(0, I_d). A `torch.nn.Module` is used in the
-mode in which it is; only `fit_posterior` and `annealed_importance_sampling` put it in evaluation mode meanwhile.
+All work on any object with `prior` and `likelihood(z)`, the prior being N(0, I_d). A `torch.nn.Module` keeps its mode,
+except that `fit_posterior` and `annealed_importance_sampling` put it in evaluation mode while they run.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,23 +34,23 @@ from vae_core.runtime import (
 
 @dataclass(frozen=True)
 class WithPosterior:
-    """The model with `q` instead of its own posterior, as the objectives ask for it."""
+    """A model with the distribution `q` instead of its own posterior, for the objectives."""
 
     model: Any
     q: Distribution
 
     @property
     def prior(self) -> Distribution:
-        """The model's own p(z)."""
+        """The prior p(z) of the model."""
         prior: Distribution = self.model.prior
         return prior
 
     def posterior(self, x: Tensor) -> Distribution:
-        """Return q, whatever x is: it was fitted to it."""
+        """Return q for any x: it belongs to the data that it was fitted to."""
         return self.q
 
     def likelihood(self, z: Tensor) -> Distribution:
-        """Return the model's own p(x|z)."""
+        """Return p(x|z) of the model."""
         likelihood: Distribution = self.model.likelihood(z)
         return likelihood
 
@@ -58,8 +58,14 @@ class WithPosterior:
 class LocalPosteriors(nn.Module):
     r"""A factorised Gaussian for each of N data: λ_n = (μ_n, log σ_n²), 2dN numbers in all. They start at N(0, I).
 
-    Calling it with indices (B,) gives q, batch (B,), event (d,). Raises ValueError unless `n` and `latent_dim` are
-    positive integers.
+    Calling it with indices (B,) returns q, batch (B,), event (d,).
+
+    Args:
+        n: N.
+        latent_dim: d.
+
+    Raises:
+        ValueError: unless both are positive integers.
 
     Source: VI slides (15); lecture notes §1.3.
     """
@@ -85,28 +91,30 @@ def fit_posterior(
     num_samples: int = 8,
     seed: int = 0,
 ) -> Independent:
-    r"""Return the best factorised Gaussian q for each datum, by stochastic variational inference. The model stays.
+    r"""Return the best factorised Gaussian q for each datum, by stochastic variational inference for a fixed model.
 
     .. math:: \lambda_n^\star = \arg\max_{\lambda_n}\ \mathbb E_{q_{\lambda_n}}[\log p(x_n|z)]
               - \mathrm{KL}(q_{\lambda_n}\|p(z))
 
-    Adam on pathwise gradients, its rate falling to 0 like half a cosine; so the bound ends a little short of its
-    maximum: by about 0.001 nats by default in two dimensions, the less the more draws. Data do not interact, so a
-    larger batch gives the same answer in distribution. The caller's random state is left as it was.
+    Adam follows pathwise gradients, with a learning rate that falls to 0 along half a cosine. The bound ends slightly
+    below its maximum: by about 0.001 nats for the default settings in two dimensions, and by less with more draws. Data
+    do not interact, so a larger batch gives the same result in distribution. The caller's random state is unchanged.
 
     Args:
         model: with `prior` and `likelihood(z)`.
         x: data (B, …), as `data.as_images` takes them.
         start: the first q, factorised, batch (B,), event (d,); the prior if None.
-        steps: of Adam; with 0 the start itself is returned.
-        learning_rate: the largest, at the first step.
-        num_samples: draws from q for each step.
+        steps: of Adam; 0 returns the start itself.
+        learning_rate: that of the first step, the largest.
+        num_samples: draws from q in each step.
         seed: of the draws.
 
-    Returns: q with batch (B,), event (d,), without a gradient.
+    Returns:
+        q with batch (B,), event (d,), without a gradient.
 
-    Raises: ValueError for settings out of range, a start of another shape, and as `objectives.elbo` does;
-    ArithmeticError if the search diverges.
+    Raises:
+        ValueError: for settings out of range, a start of another shape, and as `objectives.elbo` does.
+        ArithmeticError: if the search diverges.
 
     Source: VI slides (16)-(17); Hoffman et al. (2013).
     """
@@ -122,7 +130,7 @@ def fit_posterior(
         for step in range(count):
             with checked_input() if step else nullcontext():
                 bound = elbo(WithPosterior(model, diagonal_normal(mean, width)), x, num_samples).sum()
-            mean.grad, width.grad = torch.autograd.grad(-bound, (mean, width))  # none for the model
+            mean.grad, width.grad = torch.autograd.grad(-bound, (mean, width))  # no gradients in the model
             optimizer.step()
             schedule.step()
     if not (mean.isfinite() & width.isfinite()).all():
@@ -144,29 +152,31 @@ def variational_em(
     seed: int = 0,
     after_epoch: Callable[[], dict[str, float]] | None = None,
 ) -> list[dict[str, float]]:
-    r"""Train the decoder and each datum's own q in turn, with mini-batches (variational EM); a row per epoch.
+    r"""Train the decoder and each datum's own q in turn, with mini-batches (variational EM); return a row per epoch.
 
     .. math:: \text{E: } \lambda_n \leftarrow \lambda_n + \alpha\,\nabla_{\lambda_n}\mathcal L(x_n)
               \quad(n\in B,\ \texttt{e_steps}\text{ times}), \qquad
               \text{M: } \theta \leftarrow \theta + \frac{\alpha'}{|B|}\sum_{n\in B}\nabla_\theta\mathcal L(x_n)
 
-    Both steps are Adam's, on pathwise gradients. Their gradient is that of the mean over data, where the slides print a
-    sum: the factor N is in the slides' step size. The model keeps its mode (training or not); the caller's random state
-    is left as it was.
+    Both steps are Adam's, on pathwise gradients of the mean over data. The slides print a sum; its factor N is in their
+    step size. The model keeps its mode (training or evaluation); the caller's random state is unchanged.
 
     Args:
         model: with `prior` and `likelihood(z)`; θ are the parameters that these reach.
         x: data (N, …), as `data.as_images` takes them.
-        q: holds each datum's λ_n, from epoch to epoch; it is brought to the model's device and precision.
+        q: each datum's λ_n, updated in place; it is moved to the model's device and dtype.
         epochs, batch_size, e_steps, num_samples: positive integers.
         learning_rate, local_learning_rate: of θ, and of all λ_n.
         seed: of the order and the draws.
-        after_epoch: what it returns is added to the row.
+        after_epoch: called after each epoch; the numbers that it returns are added to the row.
 
-    Returns: a row per epoch: `epoch`, `loss` (that of the M-steps, nats per datum), and what `after_epoch` adds.
+    Returns:
+        a row per epoch with `epoch`, `loss` (that of the M-steps, nats per datum), and what `after_epoch` adds.
 
-    Raises: ValueError unless all settings are positive and q has a row for each datum, for parameters that were made
-    within `torch.inference_mode`, and as `objectives.elbo` does; ArithmeticError if the loss becomes nan or infinite.
+    Raises:
+        ValueError: unless all settings are positive and q has a row for each datum, for parameters that were created
+            inside `torch.inference_mode`, and as `objectives.elbo` does.
+        ArithmeticError: if the loss becomes nan or infinite.
 
     Source: VI slides, "vEM", (18)-(22); Chen §3.3.
     """
@@ -201,15 +211,15 @@ def annealed_importance_sampling(
     step_size: float = 0.3,
     seed: int = 0,
 ) -> Float[Tensor, "K B"]:
-    r"""Return the log weights of K chains that cool from q to p(z|x); the mean of the weights estimates p(x).
+    r"""Return the log weights of K chains that move from q to p(z|x); the mean of the weights estimates p(x).
 
     .. math:: \log w = \sum_t (\beta_t-\beta_{t-1})\,[\log p(x,z_{t-1})-\log q(z_{t-1})], \qquad
-              z_t \sim T_t(\cdot|z_{t-1}),\quad T_t \text{ leaves } q^{1-\beta_t}p(x,z)^{\beta_t} \text{ as it is}
+              z_t \sim T_t(\cdot|z_{t-1}),\quad T_t \text{ leaves } q^{1-\beta_t}p(x,z)^{\beta_t} \text{ invariant}
 
-    E[w] = p(x) exactly, for any number of temperatures and any step; more of them make w vary less. T is one step of
-    Hamiltonian Monte Carlo. With one temperature it is importance sampling from q. Begin with a q that covers the
-    posterior, such as the prior: what a narrow q never reaches is missing, and the weights do not show it. The caller's
-    random state is left as it was; no gradient flows into q or the model.
+    E[w] = p(x) exactly, for any number of temperatures and any step size; more temperatures make w vary less. T is one
+    step of Hamiltonian Monte Carlo. With one temperature this is importance sampling from q. Start from a q that covers
+    the posterior, such as the prior: regions that a narrow q never reaches are missing from the estimate, and the
+    weights do not show it. The caller's random state is unchanged; no gradient flows into q or the model.
 
     Args:
         model: with `prior` and `likelihood(z)`.
@@ -220,9 +230,11 @@ def annealed_importance_sampling(
         leapfrog_steps, step_size: of T, in standard deviations of q.
         seed: of all draws.
 
-    Returns: nats, shape (K, B).
+    Returns:
+        nats, shape (K, B).
 
-    Raises: ValueError unless all settings are positive, and as `objectives.log_weights` does.
+    Raises:
+        ValueError: unless all settings are positive, and as `objectives.log_weights` does.
 
     Source: Neal (2001) §2; for decoders, Wu et al. (2017).
     """
@@ -236,7 +248,7 @@ def annealed_importance_sampling(
         check_latent(q, model.prior, len(x), "q")
         start = stop_gradient(q)
         z = start.sample(size)
-        log_likelihood_of(model.likelihood(z), z.shape[:-1], x)  # once for all temperatures
+        log_likelihood_of(model.likelihood(z), z.shape[:-1], x)  # checked once for all temperatures
         log_w = torch.zeros(z.shape[:-1], dtype=z.dtype, device=z.device)
         for previous, beta in pairwise(betas):
             log_p = model.prior.log_prob(z) + model.likelihood(z).log_prob(x)
@@ -252,15 +264,17 @@ def log_mean_exp(log_w: Float[Tensor, " K *B"]) -> tuple[Float[Tensor, "*B"], Fl
 
     .. math:: \log\hat p = \log\frac1K\sum_k w_k, \qquad \widehat{\text{s.e.}} = \frac{s_w}{\bar w\sqrt K}
 
-    An error above about 0.3 means that few weights carry the mean; then the error itself is not to be trusted. If all
+    An error above about 0.3 means that few weights dominate the mean; the error itself is then unreliable. If all
     weights are 0, the logarithm is −∞ and its error ∞.
 
     Args:
         log_w: log weights (K, B), nats; −∞ for a weight of 0.
 
-    Returns: two tensors (B,), nats.
+    Returns:
+        two tensors (B,), nats.
 
-    Raises: ValueError for fewer than two weights.
+    Raises:
+        ValueError: for fewer than two weights.
     """
     if not isinstance(log_w, Tensor) or log_w.dim() == 0 or len(log_w) < 2:
         count = len(log_w) if isinstance(log_w, Tensor) and log_w.dim() else type(log_w).__name__
@@ -277,7 +291,7 @@ def _check_rates(**rates: float) -> None:
 
 
 def _with_rows(model: nn.Module, x: Any, q: LocalPosteriors) -> Tensor:
-    """The data, and q brought to them. Raises ValueError unless q has a row for each, and all can be trained."""
+    """Return the data, and move q to them. Raise ValueError unless q has a row for each, and all can be trained."""
     x, rows = model_input(model, x), q.table.num_embeddings
     if len(x) > rows:
         raise ValueError(f"q must have a row for each datum, got {rows} for {len(x)}")
@@ -290,13 +304,13 @@ def _with_rows(model: nn.Module, x: Any, q: LocalPosteriors) -> Tensor:
 def _em_epoch(
     model: Any, x: Tensor, q: LocalPosteriors, steps: Sequence[torch.optim.Optimizer], size: int, num_samples: int
 ) -> float:
-    """One pass over the data in random order; the mean loss of the last of `steps` on each batch."""
+    """Return the mean loss, in the last of `steps` on each batch, of one pass over the data in random order."""
     total = 0.0
     for index in torch.randperm(len(x)).to(x.device).split(size):
         for optimizer in steps:
             steps[0].zero_grad()
             steps[-1].zero_grad()
-            torch.clear_autocast_cache()  # of weights that have moved since
+            torch.clear_autocast_cache()  # it holds the weights from before the step
             loss = -elbo(WithPosterior(model, q(index)), x[index], num_samples).mean()
             loss.backward()
             optimizer.step()
@@ -305,14 +319,14 @@ def _em_epoch(
 
 
 def _annealed(model: LatentVariableModel, x: Tensor, q: Distribution, beta: float, z: Tensor) -> Tensor:
-    """log of q^(1−β) p(x, z)^β, up to a constant: (K, B)."""
+    """Return the log of q^(1−β) p(x, z)^β, up to a constant: (K, B)."""
     return (1 - beta) * q.log_prob(z) + beta * (model.prior.log_prob(z) + model.likelihood(z).log_prob(x))
 
 
 def _hamiltonian_step(
     log_density: Callable[[Tensor], Tensor], z: Tensor, scale: Tensor, steps: int, size: float
 ) -> Tensor:
-    """Leapfrog from z with a fresh momentum, coordinates in units of `scale`; accepted or not by Metropolis' rule."""
+    """Return z after a leapfrog trajectory with a fresh momentum, in units of `scale`, and Metropolis' test."""
 
     @torch.enable_grad()
     def gradient(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""From a decoder's output to the distribution p(x|z); its event is one datum, an image (C, H, W) or a table's row (D,).
+"""From a decoder's output to p(x|z), whose event is one datum: an image (C, H, W), or a row of a table (D,).
 
 A likelihood is any callable `(output) -> torch.distributions.Distribution`: a plain function where nothing is learned,
 an `nn.Module` where something is. `output` has shape (..., *event), or (..., P, *event) where the likelihood needs
-P > 1 numbers for each dimension of a datum and says so by its attribute `parameters_per_dimension`. Those of this
-module take `event_dims` as well, how many of the last axes are one datum: 3, an image, unless the model says otherwise.
+P > 1 numbers for each dimension of a datum and states this in its attribute `parameters_per_dimension`. Those of this
+module also take `event_dims`, the number of last axes that form one datum: 3, an image, unless the model sets another.
 Every log-probability is in nats and keeps all constants.
 """
 
@@ -44,11 +44,11 @@ def bernoulli(logits: Tensor, event_dims: int = IMAGE_DIMS) -> Independent:
 
     The logarithms are computed from the logits, so they and their gradients stay finite where a sigmoid followed by a
     logarithm saturates. For x in {0, 1} this is a log-likelihood. For grey x in [0, 1] it is minus the cross-entropy,
-    which is no log-density: call it the reconstruction error there.
+    which is not a log-density; there it is called the reconstruction error.
 
     Args:
         logits: ℓ (..., *event).
-        event_dims: How many of the last axes are one datum.
+        event_dims: The number of last axes that form one datum.
 
     Source: Saleh (15); Chen listing A.2 (there: sigmoid, then BCE).
     """
@@ -61,12 +61,12 @@ def continuous_bernoulli(logits: Tensor, event_dims: int = IMAGE_DIMS) -> Indepe
     .. math:: p(x) = C(\lambda)\,\lambda^x(1-\lambda)^{1-x}, \qquad
               C(\lambda) = \frac{2\tanh^{-1}(1-2\lambda)}{1-2\lambda} \ge 2, \qquad \lambda = s(\ell)
 
-    A log-density for grey x in [0, 1]: that of `bernoulli` plus log C, at least log 2 for each dimension. Its mean is
-    not λ.
+    This is a log-density for grey x in [0, 1]: that of `bernoulli` plus log C, at least log 2 for each dimension. Its
+    mean is not λ.
 
     Args:
         logits: ℓ (..., *event).
-        event_dims: How many of the last axes are one datum.
+        event_dims: The number of last axes that form one datum.
 
     Source: Loaiza-Ganem and Cunningham (2019), the remedy for Chen's improper likelihood (§4).
     """
@@ -78,21 +78,21 @@ def gaussian(mean: Tensor, sigma: float | Tensor = 1.0, event_dims: int = IMAGE_
 
     .. math:: \log p(x|z) = -\tfrac D2\log 2\pi\sigma^2 - \tfrac1{2\sigma^2}\|x-\mu(z)\|^2
 
-    A log-density, which may be positive for small σ.
+    This is a log-density, which may be positive for small σ.
 
     Args:
         mean: μ (..., *event).
         sigma: σ > 0, a number or a tensor that broadcasts to one datum.
-        event_dims: How many of the last axes are one datum.
+        event_dims: The number of last axes that form one datum.
 
     Raises:
-        ValueError: σ is not positive (not asked within a CUDA graph), or has another shape.
+        ValueError: σ is not positive (not checked inside a CUDA graph), or does not broadcast to one datum.
 
     Source: lecture notes (8), (31); Saleh (16).
     """
     if outside_cuda_graph(mean) and not (least := torch.as_tensor(sigma).min().item()) > 0:
         raise ValueError(f"sigma must be positive, got {least:g}")
-    # a number is filled in on the device: no CUDA graph can copy it there
+    # a number becomes a tensor on the device itself: a CUDA graph cannot copy it from the host
     width = mean.new_full((), sigma) if isinstance(sigma, Real) else torch.as_tensor(sigma).to(mean)
     sizes = zip(width.shape[::-1], mean.shape[::-1], strict=False)
     if width.dim() > mean.dim() or any(size not in (1, wanted) for size, wanted in sizes):
@@ -103,11 +103,11 @@ def gaussian(mean: Tensor, sigma: float | Tensor = 1.0, event_dims: int = IMAGE_
 class SharedGaussian(nn.Module):
     r"""Gaussians with one learned variance σ² for all dimensions.
 
-    Where the mean fits best, σ² is the mean squared error. A log-density; it grows without bound if the mean can fit
-    the training data exactly, until `bounded_scale` holds it.
+    At the best fit of the mean, σ² is the mean squared error. This is a log-density, and it grows without bound if the
+    mean can fit the training data exactly, up to the clamp of `bounded_scale`.
 
     Args:
-        sigma: The standard deviation to start from, > 0.
+        sigma: The initial standard deviation, > 0.
 
     Raises:
         ValueError: `sigma` is not positive and finite.
@@ -132,13 +132,13 @@ def learned_gaussian(output: Tensor, min_sigma: float = 0.0, event_dims: int = I
 
     .. math:: \log p(x|z) = -\tfrac12\sum_j \log 2\pi\sigma_j^2(z) + (x_j-\mu_j(z))^2/\sigma_j^2(z)
 
-    A log-density without an upper bound: σ goes to 0 in dimensions that never vary, unless `min_sigma` is positive.
-    `bounded_scale` holds log σ² within ±35 at 32 bits, where value and gradient are finite.
+    This is a log-density without an upper bound: σ goes to 0 in dimensions that never vary, unless `min_sigma` is
+    positive. `bounded_scale` clamps log σ² to ±35 in float32, where value and gradient are finite.
 
     Args:
         output: (..., 2, *event), the means and the log-variances.
-        min_sigma: The least standard deviation.
-        event_dims: How many of the last axes are one datum.
+        min_sigma: The smallest standard deviation.
+        event_dims: The number of last axes that form one datum.
 
     Source: Saleh (16); Irvin §2.
     """
@@ -151,12 +151,14 @@ learned_gaussian.parameters_per_dimension = 2  # type: ignore[attr-defined]
 
 
 def discretized_logistic(output: Tensor, num_levels: int = 256, event_dims: int = IMAGE_DIMS) -> DiscretizedLogistic:
-    """Return a `DiscretizedLogistic` from its mean less one half and its log-scale plus two, so that zeros are a start.
+    """Return a `DiscretizedLogistic` with mean output + ½ and log-scale output − 2, so that zeros are a good start.
 
     Args:
         output: (..., 2, *event).
-        num_levels: How many levels a value has.
-        event_dims: How many of the last axes are one datum.
+        num_levels: L, the number of levels of a value.
+        event_dims: The number of last axes that form one datum.
+
+    Source: Salimans et al. (2017).
     """
     mean, log_scale = output.unbind(-1 - event_dims)
     return DiscretizedLogistic(mean + 0.5, log_scale - 2.0, num_levels, event_dims)
@@ -166,10 +168,13 @@ discretized_logistic.parameters_per_dimension = 2  # type: ignore[attr-defined]
 
 
 def categorical(num_levels: int) -> Likelihood:
-    """Return the likelihood `GreyLevels` for values with that many levels, 0, 1/(L−1), …, 1.
+    """Return the likelihood `GreyLevels` for values with L levels, 0, 1/(L−1), …, 1.
+
+    Args:
+        num_levels: L, at least 2.
 
     Raises:
-        ValueError: `num_levels` is no integer of at least 2.
+        ValueError: `num_levels` is not an integer of at least 2.
     """
     count = as_int(num_levels)
     if type(count) is not int or count < 2:
@@ -185,10 +190,10 @@ class NegativeBinomialCounts(nn.Module):
     .. math:: P(x) = \binom{x+r-1}{x}\Big(\frac{r}{r+m}\Big)^r\Big(\frac{m}{r+m}\Big)^x, \qquad
               \operatorname{Var}x = m + \frac{m^2}{r}
 
-    A log-probability; r → ∞ is the Poisson distribution.
+    This is a log-probability; for r → ∞ it is that of the Poisson distribution.
 
     Args:
-        dispersion: The r to start from, > 0.
+        dispersion: The initial r, > 0.
 
     Raises:
         ValueError: `dispersion` is not positive and finite.
@@ -208,7 +213,7 @@ class NegativeBinomialCounts(nn.Module):
         return _independent(NegativeBinomial(r, log_mean), event_dims)
 
 
-LIKELIHOODS: dict[str, Likelihood | type[nn.Module]] = {  # of a class, each model gets a new instance
+LIKELIHOODS: dict[str, Likelihood | type[nn.Module]] = {  # each model gets a new instance of a class
     "bernoulli": bernoulli,
     "continuous_bernoulli": continuous_bernoulli,
     "gaussian": gaussian,
@@ -220,22 +225,22 @@ LIKELIHOODS: dict[str, Likelihood | type[nn.Module]] = {  # of a class, each mod
 
 
 def parameters_per_dimension(likelihood: Likelihood) -> int:
-    """Return how many numbers it takes from the decoder per dimension of a datum, also within `functools.partial`."""
+    """Return how many outputs of the decoder a likelihood, or a partial of one, needs per dimension of a datum."""
     while isinstance(likelihood, partial) and not hasattr(likelihood, "parameters_per_dimension"):
         likelihood = likelihood.func
     return int(getattr(likelihood, "parameters_per_dimension", 1))
 
 
 def takes_event_dims(likelihood: Likelihood) -> bool:
-    """Return whether it has a parameter `event_dims`, as those of this module have; a user's own needs none."""
+    """Return whether a likelihood has a parameter `event_dims`, as those of this module do; others need not."""
     try:
         return "event_dims" in inspect.signature(getattr(likelihood, "forward", likelihood)).parameters
-    except ValueError:  # a builtin function tells nothing
+    except ValueError:  # a builtin function has no signature
         return False
 
 
 def resolve(likelihood: str | Likelihood) -> Likelihood:
-    """Return a likelihood by its name, or the callable itself; of an `nn.Module`'s class a new instance.
+    """Return the likelihood with this name, or the callable itself; for an `nn.Module` class, a new instance.
 
     Raises:
         ValueError: The name is unknown.
@@ -247,10 +252,10 @@ def resolve(likelihood: str | Likelihood) -> Likelihood:
 
 
 def to_config(likelihood: str | Likelihood) -> dict[str, Any]:
-    """Return a likelihood of this module as its name and options, for JSON; learned numbers are not part of it.
+    """Return the name and options of a likelihood of this module, for JSON; learned parameters are not included.
 
     Raises:
-        ValueError: It is another function or module, or has an option that is no number.
+        ValueError: It is another function or module, or has an option that is not a number.
     """
     levels = getattr(likelihood, "parameters_per_dimension", None)
     if isinstance(likelihood, partial) and likelihood.func is GreyLevels and levels:

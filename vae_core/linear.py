@@ -7,6 +7,8 @@ One generative model, three kinds of noise:
 Ψ = diag(ψ) for factor analysis, σ²I for probabilistic PCA, and σ² → 0 leaves PCA. All are scikit-learn estimators, with
 its names: `fit`, `transform`, `score_samples`, `score`, `sample`, `get_covariance`, `n_components`, `mean_` (p,),
 `components_` (d, p), `noise_variance_`, `n_iter_`. They work in pipelines and with `clone` and `cross_val_score`.
+scikit-learn's own `PCA` and `FactorAnalysis` are not used, because the book derives each step that is written out here;
+the tests compare the results.
 
 X is a tensor, an array, a list or a data frame, (n, p). A method that is given a tensor returns a tensor (on the CPU),
 and an array otherwise; attributes, `get_covariance`, `get_precision` and `sample` follow the X of `fit`.
@@ -48,7 +50,7 @@ class PCA(LinearModel):
             limit: Z = (WᵀW)⁻¹WᵀX, W = XZᵀ(ZZᵀ)⁻¹, O(npd) a step. It finds the subspace; a small singular value
             decomposition within it then finds the axes.
         tol: "em" stops when the projector onto the subspace changes by less (Frobenius norm).
-        max_iter: the most steps of "em"; a ConvergenceWarning says that they were not enough.
+        max_iter: the maximum number of steps of "em"; a ConvergenceWarning is given if they do not suffice.
 
     Attributes:
         mean_: (p,).
@@ -74,7 +76,7 @@ class PCA(LinearModel):
         self.n_components, self.method, self.tol, self.max_iter = n_components, method, tol, max_iter
 
     def fit(self, X: Any, y: object = None) -> Self:
-        """Find mean, components and their variances. `y` is ignored, as in scikit-learn."""
+        """Return the model with mean, components and variances of X (n, p). `y` is ignored, as in scikit-learn."""
         table, d = self._read_for_fit(X)
         mean, centred = centre(table)
         if self.method == "svd":
@@ -106,11 +108,11 @@ class PCA(LinearModel):
         return basis
 
     def transform(self, X: Any) -> Any:
-        """Return the codes z = Uᵀ(x − x̄), (n, d)."""
+        """Return the codes z = Uᵀ(x − x̄) of X (n, p), (n, d)."""
         return like((self._read(X) - self._mean) @ self._W, X)
 
     def inverse_transform(self, X: Any) -> Any:
-        """Return the points x̄ + U z of the subspace for the codes z in X, (n, p)."""
+        """Return the points x̄ + U z of the subspace, (n, p), for codes z, (n, d). Raise ValueError for another d."""
         check_is_fitted(self)
         codes, d = read_table(X), len(self.components_)
         if codes.shape[1] != d:
@@ -119,7 +121,7 @@ class PCA(LinearModel):
 
 
 class PPCA(LinearGaussian):
-    r"""Probabilistic PCA: Ψ = σ²I. The maximum of the likelihood in closed form, or by EM.
+    r"""Probabilistic PCA: Ψ = σ²I. The maximum-likelihood solution in closed form, or by EM.
 
     .. math:: W = U_d(\Lambda_d-\sigma^2I)^{1/2}, \qquad \sigma^2 = \frac1{p-d}\sum_{j>d}\lambda_j
 
@@ -127,9 +129,9 @@ class PPCA(LinearGaussian):
         n_components: d < p; `None` for min(n − 2, p − 1), the most that leaves a variance to the noise.
         method: "closed", or "em", which takes O(npd) a step, reaches the same subspace and σ², and takes NaN as missing
             (the likelihood is then that of the observed values, and EM finds its maximum over W, σ² and μ). A row of
-            NaN alone has log p(x) = 0 and changes nothing; a column of NaN alone is refused.
+            only NaN has log p(x) = 0 and changes nothing; a column of only NaN raises an error.
         tol: "em" stops when a step gains less, nats.
-        max_iter: the most steps of "em"; a ConvergenceWarning says that they were not enough.
+        max_iter: the maximum number of steps of "em"; a ConvergenceWarning is given if they do not suffice.
 
     Attributes:
         mean_, components_, noise_variance_: μ (p,), Wᵀ (d, p), σ² ().
@@ -157,7 +159,7 @@ class PPCA(LinearGaussian):
         return tags
 
     def fit(self, X: Any, y: object = None) -> Self:
-        """Find W, μ and σ². `y` is ignored."""
+        """Return the model with W, μ and σ² for X (n, p). `y` is ignored."""
         table, d = self._read_for_fit(X, missing=self.method == "em")
         if self.method == "em":
             return self._fit_by_em(X, table, d)
@@ -195,13 +197,13 @@ class FactorAnalysis(LinearGaussian):
               \psi \leftarrow \operatorname{diag}(S - W B S), \qquad B = M^{-1}W^\top\Psi^{-1}
 
     with M = I + WᵀΨ⁻¹W: O(npd) a step (O(p²d) where p < n), and no p×p inverse. W is found up to a rotation. A constant
-    column gets the least variance there is, 1e-12, so its share of log p(x) is arbitrary: leave such columns out, and
-    bring columns in tiny units to variances of about 1 first. NaN is a missing value, as for `PPCA(method="em")`.
+    column gets the smallest noise variance allowed, 1e-12, so its share of log p(x) is arbitrary: leave out such
+    columns, and scale columns in tiny units to variances of about 1. NaN is a missing value, as in `PPCA(method="em")`.
 
     Args:
-        n_components: d; `None` for min(n − 2, p), which is far more than p columns can tell apart.
+        n_components: d; `None` for min(n − 2, p), which is far more than p columns can identify.
         tol: EM stops when a step gains less, nats.
-        max_iter: the most steps of EM; a ConvergenceWarning says that they were not enough.
+        max_iter: the maximum number of steps of EM; a ConvergenceWarning is given if they do not suffice.
 
     Attributes:
         mean_, components_, noise_variance_: μ (p,), Wᵀ (d, p), ψ (p,).
@@ -221,7 +223,7 @@ class FactorAnalysis(LinearGaussian):
         return tags
 
     def fit(self, X: Any, y: object = None) -> Self:
-        """Find W, μ and ψ. `y` is ignored."""
+        """Return the model with W, μ and ψ for X (n, p). `y` is ignored."""
         return self._fit_by_em(X, *self._read_for_fit(X, missing=True))
 
     def _start(self, variance: Float64[Tensor, " p"], d: int) -> tuple[Tensor, Tensor]:

@@ -25,15 +25,15 @@ from vae_core.runtime import as_int, evaluation_mode, positive_int
 class Autoencoder(nn.Module):
     r"""The deterministic autoencoder: a code z = f(x), and p(x|z) around its decoding.
 
-    It has no prior and no posterior, so no bound either: train it with `objectives.reconstruction_log_likelihood`.
+    It has no prior and no posterior, hence no bound; train it with `objectives.reconstruction_log_likelihood`.
 
     Args:
         encoder: A map (B, *event) -> (B, feature_dim); a linear head turns these features into the code.
         decoder: A map (N, d) -> N outputs of P numbers for each dimension of a datum.
-        feature_dim: The features of the encoder.
+        feature_dim: The number of features that the encoder returns.
         latent_dim: d.
         input_shape: The shape of one datum.
-        likelihood: From the decoder's output to p(x|z): a name or a callable, see `likelihoods`.
+        likelihood: A name in `likelihoods.LIKELIHOODS`, or a callable from the decoder's output to p(x|z).
 
     Source: Chen §3.1; Saleh §3.1, §4.1.4.
     """
@@ -59,25 +59,25 @@ class Autoencoder(nn.Module):
         self.mean = nn.Linear(feature_dim, self.latent_dim)
 
     def forward(self, x: Tensor) -> Any:
-        """Return `encode(x)`; of a VAE, `posterior(x)`."""
+        """Return `encode(x)`; for a VAE, `posterior(x)`."""
         return self.encode(x)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the code of x, (B, *event) -> (B, d); for a VAE the mean of q(z|x).
 
         Raises:
-            ValueError: x has another shape or dtype, or batch norm in training mode meets a batch of one.
+            ValueError: x has the wrong shape or dtype, or batch norm in training mode gets a batch of one.
         """
         code: Tensor = self.mean(self._features(x))
         return code
 
     def likelihood(self, z: Tensor) -> Distribution:
-        """Return p(x|z), the decoder: z (..., d) -> batch (...), event (*event). Arrays are taken as well.
+        """Return p(x|z), the decoder: z (..., d), a tensor or an array -> batch (...), event (*event).
 
         Raises:
-            TypeError: z holds no real numbers, or a mask.
-            ValueError: z has another dimension, batch norm in training mode meets one code, or the likelihood returns
-                another event shape than one datum's.
+            TypeError: z does not hold real numbers, or is masked.
+            ValueError: z does not end in d, batch norm in training mode gets a single code, or the likelihood returns
+                another event shape than that of one datum.
         """
         z = (z if isinstance(z, Tensor) else as_tensor(z, "z")).to(self.mean.weight)
         if z.shape[-1:] != (self.latent_dim,):
@@ -98,16 +98,16 @@ class Autoencoder(nn.Module):
         return p
 
     def decode(self, z: Tensor) -> Tensor:
-        """Return the mean of p(x|z), z (..., d) -> (..., *event), in evaluation mode whatever the model's own mode.
+        """Return the mean of p(x|z), z (..., d) -> (..., *event), computed in evaluation mode.
 
-        So it takes one code as well, and batch norm's running averages stay. To train on the mean, take
-        `likelihood(z).mean`.
+        A single code is enough, therefore, and batch norm's running averages do not change. To train through the mean,
+        use `likelihood(z).mean`.
         """
         with evaluation_mode(self):
             return self.likelihood(z).mean
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """Return the mean of p(x|z) at the code of x, (B, *event), in evaluation mode; no part of any bound."""
+        """Return the mean of p(x|z) at the code of x, (B, *event), in evaluation mode; it is not a term of a bound."""
         with evaluation_mode(self):
             return self.decode(self.encode(x))
 
@@ -128,7 +128,8 @@ class VAE(Autoencoder):
     .. math:: p(z) = \mathcal N(0, I_d), \quad p_\theta(x|z) \text{ from the decoder}, \quad
               q_\phi(z|x) = \mathcal N(\mu_\phi(x), \operatorname{diag}\sigma^2_\phi(x))
 
-    It adds to the autoencoder a second linear head, for log σ², and the prior; same arguments.
+    Beyond the `Autoencoder` it has a second linear head, for log σ², and a prior; the arguments are the same.
+
     Source: Chen §3.5, Table 4.1.
     """
 
@@ -138,7 +139,7 @@ class VAE(Autoencoder):
 
     @property
     def prior(self) -> Independent:
-        """p(z) = N(0, I): batch (), event (d,)."""
+        """The prior p(z) = N(0, I), with batch () and event (d,)."""
         return standard_normal(self.latent_dim, like=self.mean.bias)
 
     def forward(self, x: Tensor) -> Independent:
@@ -152,10 +153,10 @@ class VAE(Autoencoder):
 
     @torch.no_grad()
     def sample(self, num_samples: int) -> Tensor:
-        """Return draws z ~ p(z), then x ~ p(x|z): (num_samples, *event); in evaluation mode, as `decode`.
+        """Return samples x ~ p(x|z) for z ~ p(z), (num_samples, *event), computed in evaluation mode.
 
         Raises:
-            ValueError: `num_samples` is no positive integer.
+            ValueError: `num_samples` is not a positive integer.
 
         Source: Chen §2.2.
         """
@@ -170,15 +171,15 @@ class ConditionalVAE(VAE):
     .. math:: p(x|y) = \int p(z)\,p_\theta(x|z,y)\,dz, \qquad q_\phi(z|x,y) \text{ or, blind, } q_\phi(z|x)
 
     `model.given(y)` is a latent variable model like any other: `elbo(model.given(y), x)` bounds log p(x|y), and
-    `model.given(y).sample(n)` draws from it. Without a condition, or with those of another number of data, the model
-    raises a ValueError. The encoder is a map of (B, D + c), or blind of (B, D), for data of D = prod(input_shape)
-    numbers.
+    `model.given(y).sample(n)` draws from it. Without conditions, or with conditions of another number of data, the
+    model raises a ValueError. For data of D = prod(input_shape) numbers the encoder takes (B, D + c), or (B, D) if it
+    is blind.
 
     Args:
-        arguments: As of `Autoencoder`.
-        condition_dim: c, the numbers of a condition.
-        blind: Whether the encoder does without the condition.
-        keywords: As of `Autoencoder`.
+        arguments: Those of `Autoencoder`.
+        condition_dim: c, the length of a condition.
+        blind: Whether the encoder works without the condition.
+        keywords: Those of `Autoencoder`.
 
     Source: lecture notes §1.4; Sohn et al. (2015).
     """
@@ -189,10 +190,10 @@ class ConditionalVAE(VAE):
         self.condition: Tensor | None = None
 
     def given(self, y: Tensor) -> "ConditionalVAE":
-        """Return this model, with the same parameters, under the condition y, float (B, c), or (c,) for all data alike.
+        """Return this model under the condition y, with the same parameters; y is float (B, c), or (c,) for all data.
 
         Raises:
-            ValueError: y has another shape or dtype; labels must be one-hot.
+            ValueError: y has the wrong shape or dtype; labels must be one-hot.
         """
         y, c = y if isinstance(y, Tensor) else as_tensor(y, "y"), self.condition_dim
         if y.dim() not in (1, 2) or y.shape[-1] != c or not y.is_floating_point():
@@ -232,7 +233,7 @@ def mlp_vae(
     batch_norm: bool = True,
     likelihood: str | likelihoods.Likelihood = "bernoulli",
 ) -> VAE:
-    """Return a VAE of dense layers; the decoder mirrors the encoder. The defaults are the thesis' network.
+    """Return a VAE of dense layers, whose decoder mirrors the encoder; the defaults are the thesis's network.
 
     For data of D numbers: encoder D-512-256-128-(d, d), decoder d-128-256-512-P·D.
 
@@ -262,7 +263,7 @@ def mlp_autoencoder(
     batch_norm: bool = True,
     likelihood: str | likelihoods.Likelihood = "bernoulli",
 ) -> Autoencoder:
-    """Return the deterministic autoencoder with the layers of `mlp_vae`, except the head of log σ²; same arguments.
+    """Return a deterministic autoencoder with the layers and arguments of `mlp_vae`, without the head for log σ².
 
     Source: Saleh §4.1.4 (its "traditional autoencoder").
     """
@@ -281,10 +282,17 @@ def mlp_conditional_vae(
     likelihood: str | likelihoods.Likelihood = "bernoulli",
     blind: bool = False,
 ) -> ConditionalVAE:
-    """Return a `ConditionalVAE` with the layers of `mlp_vae`, whose inputs the condition joins; same arguments.
+    """Return a `ConditionalVAE` with the layers of `mlp_vae`; the condition is appended to the inputs.
+
+    Args:
+        condition_dim: c, the length of a condition.
+        blind: Whether the encoder works without the condition.
+        input_shape, latent_dim, hidden, activation, batch_norm, likelihood: As for `mlp_vae`.
 
     Raises:
-        ValueError: As `mlp_vae` does, or `condition_dim` is no positive integer.
+        ValueError: As `mlp_vae` does, or `condition_dim` is not a positive integer.
+
+    Source: lecture notes §1.4; Sohn et al. (2015).
     """
     d, c = positive_int("latent_dim", latent_dim), positive_int("condition_dim", condition_dim)
     _, decoder = _dense(input_shape, d + c, hidden, activation, batch_norm, likelihood)
@@ -300,16 +308,16 @@ def conv_vae(
     channels: Sequence[int] = (32, 64, 128),
     likelihood: str | likelihoods.Likelihood = "bernoulli",
 ) -> VAE:
-    """Return a convolutional VAE; the decoder mirrors the encoder. The defaults are the thesis' network.
+    """Return a convolutional VAE, whose decoder mirrors the encoder; the defaults are the thesis's network.
 
     Args:
         input_shape: (C, H, W); each entry of `channels` halves H and W.
         latent_dim: d.
-        channels: The channels of the encoder's feature maps.
+        channels: The number of channels of each feature map of the encoder.
         likelihood: A name in `likelihoods.LIKELIHOODS` or a callable.
 
     Raises:
-        ValueError: `latent_dim` is no positive integer, and as `networks.feature_map` does.
+        ValueError: `latent_dim` is not a positive integer, and as `networks.feature_map` does.
 
     Source: Chen Table 4.2, listing A.1 (`VAE_CNN`).
     """
@@ -337,6 +345,7 @@ def _dense(
 
 
 def _apply(network: nn.Module, batch: Tensor) -> Tensor:
+    """Return network(batch). Raise ValueError with a remedy where batch norm needs more data than one."""
     try:
         output: Tensor = network(batch)
     except ValueError as error:

@@ -22,12 +22,12 @@ def mlp(
 
     Args:
         widths: At least two, from the input on.
-        out_features: The outputs of the last Linear; none is appended without it.
+        out_features: The width of a last, bare Linear; None appends none.
         activation: "relu", "tanh", "sigmoid" or "elu".
         batch_norm: Whether each block normalises over the batch.
 
     Raises:
-        ValueError: There are fewer than two widths, one is no positive integer, or the activation is unknown.
+        ValueError: There are fewer than two widths, one is not a positive integer, or the activation is unknown.
 
     Source: Chen Table 4.1; the order inside a block is that of listing A.1.
     """
@@ -50,7 +50,7 @@ def conv_encoder(input_shape: Sequence[int], channels: Sequence[int] = (32, 64, 
 
     Args:
         input_shape: (C, H, W).
-        channels: The channels after each step.
+        channels: The number of channels after each step.
 
     Raises:
         ValueError: As `feature_map` does.
@@ -75,7 +75,7 @@ def conv_decoder(
     Args:
         latent_dim: d.
         output_shape: (C, H, W).
-        channels: The channels before each step.
+        channels: The number of channels before each step.
 
     Raises:
         ValueError: As `feature_map` does.
@@ -92,6 +92,10 @@ def conv_decoder(
 
 def feature_map(input_shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
     """Return the shape (C, H, W) after one halving convolution for each entry of `channels`.
+
+    Args:
+        input_shape: (C, H, W) of an image.
+        channels: The number of channels after each step.
 
     Raises:
         ValueError: `channels` is empty or holds no positive integers, `input_shape` is not (C, H, W), or a height or
@@ -113,8 +117,14 @@ def feature_map(input_shape: Sequence[int], channels: Sequence[int]) -> tuple[in
 def positive_integers(name: str, values: Any, allowed: str, least: int = 1) -> tuple[int, ...]:
     """Return `values` as Python integers.
 
+    Args:
+        name: The argument's name, for the message.
+        values: What the caller passed.
+        allowed: What the message says is allowed.
+        least: The smallest number of integers.
+
     Raises:
-        ValueError: They are not a sequence of `least` positive integers or more; the message says what is `allowed`.
+        ValueError: They are not a sequence of at least that many positive integers.
     """
     sizes = tuple(map(as_int, values)) if isinstance(values, Iterable) else ()
     if len(sizes) < least or not all(type(size) is int and size > 0 for size in sizes):
@@ -123,10 +133,10 @@ def positive_integers(name: str, values: Any, allowed: str, least: int = 1) -> t
 
 
 def validate_images(x: Tensor, input_shape: Sequence[int]) -> Tensor:
-    """Return `x` if it is what an encoder takes, float data of shape (B, *input_shape).
+    """Return `x` if it is float data of shape (B, *input_shape), as encoders take it.
 
     Raises:
-        TypeError: `x` is no tensor.
+        TypeError: `x` is not a tensor.
         ValueError: It has another shape or dtype.
     """
     if not isinstance(x, Tensor):

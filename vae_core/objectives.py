@@ -1,8 +1,8 @@
 """Bounds on log p(x): one value per datum, shape (B,), in nats, to be maximised, unreduced.
 
-They work on any object with `prior`, `posterior(x)` and `likelihood(z)` that return distributions, and raise an error
-of one sentence where these have other batch or event shapes than the protocol below says, or where x does not lie in
-the support of p(x|z). The values are not looked at within `training.fit`, which has done it once for all data.
+They work on any object with `prior`, `posterior(x)` and `likelihood(z)` that return distributions. An error says in one
+sentence where these have other batch or event shapes than `LatentVariableModel` states, or where x is outside the
+support of p(x|z). Inside `training.fit` values are not checked again, because `fit` has checked all data once.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from vae_core.runtime import can_read_values, positive_int
 
 
 class LatentVariableModel(Protocol):
-    """What an objective needs of a model; no base class."""
+    """What an objective needs from a model, which needs no base class."""
 
     @property
     def prior(self) -> Distribution: ...  # p(z), batch (), event (d,)
@@ -31,7 +31,7 @@ class LatentVariableModel(Protocol):
 
 
 class Codec(Protocol):
-    """What a code and its decoding need of a model."""
+    """What a deterministic autoencoder provides: a code, and its decoding."""
 
     def encode(self, x: Tensor) -> Tensor: ...  # z (B, d)
 
@@ -39,7 +39,7 @@ class Codec(Protocol):
 
 
 class ValueAndTerms(NamedTuple):
-    """What an objective returns to `training.fit`: the value to be maximised, and terms to record, in nats."""
+    """What an objective returns to `training.fit`: the value to maximise, and terms to record, (B,) each, in nats."""
 
     value: Float[Tensor, "*stack B"]
     terms: dict[str, Float[Tensor, "*stack B"]]
@@ -60,10 +60,12 @@ def log_weights(
         x: data, (B, …).
         num_samples: K.
 
-    Returns: nats, shape (K, B).
+    Returns:
+        nats, shape (K, B).
 
-    Raises: ValueError unless num_samples is a positive integer, the distributions of the model have the promised
-    shapes, x lies in the support of p(x|z), and q has reparameterized samples wherever a gradient is recorded.
+    Raises:
+        ValueError: unless num_samples is a positive integer, the distributions of the model have the promised shapes, x
+            lies in the support of p(x|z), and q has reparameterized samples wherever a gradient is recorded.
     """
     q, prior, z, log_likelihood = _draw(model, x, num_samples)
     return prior.log_prob(z) + log_likelihood - q.log_prob(z)
@@ -101,9 +103,12 @@ def elbo(
         kl: `"analytic"` takes the divergence in closed form (Gaussians only) and samples the first term
             (Chen (3.3)); `"monte_carlo"` samples both from the same draws (Chen (3.2)).
 
-    Returns: nats, shape (B,).
+    Returns:
+        nats, shape (B,).
 
-    Raises: ValueError for another `kl`, and as `log_weights` does; TypeError for `"analytic"` without Gaussians.
+    Raises:
+        ValueError: for another `kl`, and as `log_weights` does.
+        TypeError: for `"analytic"` without Gaussians.
     """
     return elbo_terms(model, x, num_samples, kl).value
 
@@ -125,8 +130,9 @@ def beta_elbo_terms(
         model, x, num_samples, kl: as in `elbo`.
         beta: β ≥ 0, finite: a number, or a tensor of shape (), (1,) or (B,).
 
-    Raises: ValueError for another β, and as `elbo` does. The values of a tensor are not looked at within
-    `training.fit`, which anneals it.
+    Raises:
+        ValueError: for another β, and as `elbo` does. The values of a tensor are not checked inside `training.fit`,
+            which anneals β.
 
     Source: Higgins et al. (2017); with a rising β, Bowman et al. (2016).
     """
@@ -138,7 +144,11 @@ def beta_elbo_terms(
 def linear_warm_up(share: float) -> Callable[[float], float]:
     """Return β as a function of progress, 0 to 1: it rises from 0 to 1 over the first `share` of training, then is 1.
 
-    Raises: ValueError unless 0 < share ≤ 1.
+    Args:
+        share: the fraction of training over which β rises.
+
+    Raises:
+        ValueError: unless 0 < share ≤ 1.
 
     Source: Sønderby et al. (2016) §2.2.
     """
@@ -148,9 +158,14 @@ def linear_warm_up(share: float) -> Callable[[float], float]:
 
 
 def cyclical(cycles: int, share: float = 0.5) -> Callable[[float], float]:
-    """Return β as a function of progress, 0 to 1: in each cycle it rises from 0 to 1 over the first `share`.
+    """Return β as a function of progress, 0 to 1: in each cycle it rises from 0 to 1 over the first `share`, then is 1.
 
-    Raises: ValueError unless cycles is a positive integer and 0 < share ≤ 1.
+    Args:
+        cycles: the number of cycles in all of training.
+        share: the fraction of a cycle over which β rises.
+
+    Raises:
+        ValueError: unless cycles is a positive integer and 0 < share ≤ 1.
 
     Source: Fu et al. (2019) §3.2.
     """
@@ -165,15 +180,17 @@ def free_bits_terms(
 
     .. math:: \mathbb E_q[\log p(x|z)] - \sum_j \max\Big(\kappa,\ \frac1B\sum_n \mathrm{KL}_j(x_n)\Big)
 
-    Up to κ = `floor` a unit is free, so nothing pushes it to collapse; the objective is never more than the ELBO's own
-    batch mean, so its mean is still a lower bound. The terms are those of the ELBO.
+    Up to κ = `floor` a unit's KL costs nothing, so nothing pushes the unit to collapse. The objective is never above
+    the batch mean of the ELBO, so its mean is still a lower bound. The terms are those of the ELBO.
 
     Args:
         model: with a factorised Gaussian q and prior.
         x, num_samples: as in `elbo`.
         floor: κ, nats, finite and not negative.
 
-    Raises: ValueError for another floor, TypeError for another q or prior; other errors as in `elbo`.
+    Raises:
+        ValueError: for another floor.
+        TypeError: for another q or prior; other errors as in `elbo`.
 
     Source: Kingma et al. (2016) §2.4, (15).
     """
@@ -201,13 +218,18 @@ def iwae_bound(model: LatentVariableModel, x: Float[Tensor, "B ..."], num_sample
 
 
 def reconstruction_log_likelihood(model: Codec, x: Float[Tensor, "B ..."]) -> ValueAndTerms:
-    r"""Return what a deterministic autoencoder maximises, and its one term: both (B,), nats. No bound on log p(x).
+    r"""Return what a deterministic autoencoder maximises, and its one term: (B,) each, nats; not a bound on log p(x).
 
     .. math:: \log p(x\,|\,z = f(x)), \qquad \text{reconstruction} = -\log p(x\,|\,z = f(x))
 
-    It is the ELBO's first term for a q without width, and without the KL, which would then be infinite.
+    It is the ELBO's first term for a q of zero variance. The KL, which would be infinite, is left out.
 
-    Raises: ValueError where p(x|z) has another shape than that of x, or x does not lie in its support.
+    Args:
+        model: what `Codec` describes.
+        x: data, (B, …).
+
+    Raises:
+        ValueError: where p(x|z) has another shape than that of x, or x is outside of its support.
 
     Source: Saleh §4.1.4.
     """
@@ -216,7 +238,7 @@ def reconstruction_log_likelihood(model: Codec, x: Float[Tensor, "B ..."]) -> Va
 
 
 def _draw(model: LatentVariableModel, x: Tensor, num_samples: int) -> tuple[Distribution, Distribution, Tensor, Tensor]:
-    """q(z|x), p(z), K draws z (K, B, d) from q, and log p(x|z) (K, B)."""
+    """Return q(z|x), p(z), K draws z (K, B, d) from q, and log p(x|z) (K, B)."""
     size = torch.Size([positive_int("num_samples", num_samples)])
     q, prior = model.posterior(x), model.prior
     check_latent(q, prior, len(x))
@@ -225,7 +247,7 @@ def _draw(model: LatentVariableModel, x: Tensor, num_samples: int) -> tuple[Dist
 
 
 def _samples(q: Distribution, size: torch.Size) -> Tensor:
-    """Reparameterized samples; any samples where no gradient is recorded."""
+    """Return reparameterized samples, or any samples where no gradient is recorded."""
     try:
         return q.rsample(size)
     except NotImplementedError:

@@ -1,4 +1,4 @@
-"""Distributions of one datum's values that `torch.distributions` lacks, or lacks at 32 bits: grey values, counts."""
+"""Distributions of pixel values and counts that `torch.distributions` lacks or computes inaccurately in float32."""
 
 from math import log, pi
 from typing import Any, ClassVar
@@ -11,16 +11,16 @@ from torch.utils.checkpoint import checkpoint
 
 Shape = torch.Size | list[int] | tuple[int, ...]
 IMAGE_DIMS = 3  # C, H, W: the event of an image
-CHUNK = 2**20  # probabilities that are held at once for a mean
+CHUNK = 2**20  # probabilities held in memory at once when a mean is computed
 
 
 def outside_cuda_graph(x: Tensor) -> bool:
-    """Return whether the host may read values of `x`: not while a CUDA graph is captured, which has none yet."""
+    """Return whether the values of `x` can be read: there are none yet while a CUDA graph is being captured."""
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def bounded_scale(log_scale: Tensor) -> Tensor:
-    """Return the exponential, held where its fourth power is far from under- and overflow: exp(±17) at 32 bits.
+    """Return exp(log_scale), clamped so that its fourth power neither over- nor underflows: to exp(±17) in float32.
 
     Beyond this a squared error divided by the variance, or its gradient, would not be finite.
     """
@@ -29,13 +29,13 @@ def bounded_scale(log_scale: Tensor) -> Tensor:
 
 
 class ContinuousBernoulli(Distribution):
-    r"""The density on [0, 1] that is proportional to the Bernoulli formula, given its logit :math:`\ell`.
+    r"""The density on [0, 1] proportional to the Bernoulli formula, given its logit :math:`\ell`.
 
     .. math:: \log p(x) = x\ell - \log(1+e^\ell) + \log C, \quad C = \frac{\ell}{\tanh(\ell/2)} \ge 2, \qquad
               \mathbb E[x] = \frac1{1-e^{-\ell}} - \frac1\ell
 
-    torch's own works from λ = s(ℓ), which 32 bits round to 1: at ℓ = 20 its constant is lost. This C is the paper's,
-    :math:`2\tanh^{-1}(1-2\lambda)/(1-2\lambda)`, with :math:`1-2\lambda=-\tanh(\ell/2)` inserted.
+    torch's own class computes with λ = s(ℓ), which rounds to 1 in float32: at ℓ = 20 its constant is lost. The C here
+    is the paper's :math:`2\tanh^{-1}(1-2\lambda)/(1-2\lambda)` with :math:`1-2\lambda=-\tanh(\ell/2)` substituted.
 
     Args:
         logits: ℓ, any shape; that is the batch shape, and the event shape is ().
@@ -48,7 +48,7 @@ class ContinuousBernoulli(Distribution):
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
-        small = logits.abs() < 1e-2  # there both formulas are 0/0, and their series are used
+        small = logits.abs() < 1e-2  # near 0, where both formulas are 0/0, their series are used
         self._small, self._safe = small, torch.where(small, torch.ones_like(logits), logits)
         super().__init__(logits.shape, validate_args=False)
 
@@ -57,28 +57,28 @@ class ContinuousBernoulli(Distribution):
         square = self.logits.square()
         series = log(2) + square / 12 - 7 * square.square() / 1440
         constant = torch.where(self._small, series, torch.log(self._safe / torch.tanh(self._safe / 2)))
-        cross_entropy = x * softplus(-self.logits) + (1 - x) * softplus(self.logits)  # no large difference
+        cross_entropy = x * softplus(-self.logits) + (1 - x) * softplus(self.logits)  # without cancellation
         return constant - cross_entropy
 
     @property
     def mean(self) -> Tensor:
         """E[x], elementwise."""
-        exact = 0.5 + 0.5 / torch.tanh(self._safe / 2) - 1 / self._safe  # has a gradient where e^{-ℓ} overflows
+        exact = 0.5 + 0.5 / torch.tanh(self._safe / 2) - 1 / self._safe  # its gradient is finite where e^{-ℓ} overflows
         return torch.where(self._small, 0.5 + self.logits / 12 - self.logits**3 / 720, exact)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """Return draws by the inverse of the distribution function, x = log(1 + u(e^ℓ − 1))/ℓ for uniform u."""
+        """Return samples by inverting the distribution function, x = log(1 + u(e^ℓ − 1))/ℓ for uniform u."""
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
             u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
             size = self._safe.abs()  # a negative ℓ mirrors the density: 1 − x has the logit −ℓ
             x = 1 + torch.log(u + (1 - u) * torch.exp(-size)) / size
-            x = x.clamp(0, 1)  # u can be 0 where the exponential is 0 as well
+            x = x.clamp(0, 1)  # the logarithm is −∞ where u and the exponential are both 0
             return torch.where(self._small, u, torch.where(self.logits > 0, x, 1 - x))
 
 
 class LevelConstraint(constraints.Constraint):
-    """The values k/(L−1) for k = 0, …, L−1, up to a thousandth of their distance."""
+    """The constraint that a value is one of k/(L−1), k = 0, …, L−1, up to a thousandth of their spacing."""
 
     is_discrete = True
 
@@ -86,7 +86,7 @@ class LevelConstraint(constraints.Constraint):
         self.num_levels = num_levels
 
     def check(self, value: Tensor) -> Tensor:
-        """Return for each value whether it is a level."""
+        """Return, for each value, whether it is a level."""
         last = self.num_levels - 1
         index = (value * last).round()
         near = torch.isclose(index / last, value, atol=1e-3 / self.num_levels)
@@ -94,7 +94,7 @@ class LevelConstraint(constraints.Constraint):
 
 
 class _Levels(Distribution):
-    """What distributions over 0, 1/(L−1), …, 1 share; the last `event_dims` axes of `shape` are one datum."""
+    """Base of distributions over 0, 1/(L−1), …, 1; the last `event_dims` axes of `shape` are one datum."""
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
@@ -105,43 +105,44 @@ class _Levels(Distribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """Data of these levels; its `base_constraint` is that of one value."""
+        """The constraint on one datum; its `base_constraint` is that on one value."""
         return constraints.independent(LevelConstraint(self.num_levels), self.event_dims)
 
     def level(self, x: Tensor) -> Tensor:
         """Return the index k of each value k/(L−1) of `x`.
 
-        Within a CUDA graph values cannot be checked, and the nearest level is taken; `training.fit` checks the data
-        before it captures a graph.
+        Inside a CUDA graph the values cannot be checked and are rounded to the nearest level; `training.fit` checks the
+        data before it captures a graph.
 
         Raises:
-            ValueError: A value of `x` is no level.
+            ValueError: A value of `x` is not a level.
         """
         last = self.num_levels - 1
         index = (x * last).round()
         if not outside_cuda_graph(x):
-            return index.nan_to_num(0).clamp(0, last)  # a valid index whatever x is
+            return index.nan_to_num(0).clamp(0, last)  # a valid index for any x
         if not LevelConstraint(self.num_levels).check(x).all():
             raise ValueError(f"x must hold the {self.num_levels} values k/{last}, got others")
         return index
 
     def _sum(self, values: Tensor) -> Tensor:
-        """Sum over one datum: (..., *event) -> (...)."""
+        """Return the sum over one datum: (..., *event) -> (...)."""
         return values.flatten(-self.event_dims).sum(-1) if self.event_dims else values
 
 
 class DiscretizedLogistic(_Levels):
-    r"""Logistic variables with mean μ and scale s, rounded to L levels; what falls outside becomes 0 or 1.
+    r"""Logistic variables with mean μ and scale s, rounded to L levels; values beyond the ends become 0 or 1.
 
-    .. math:: P(x) = s\big(\tfrac{x+h-\mu}{s}\big) - s\big(\tfrac{x-h-\mu}{s}\big), \qquad h = \tfrac1{2(L-1)}
+    .. math:: P(x) = \operatorname{sigmoid}\big(\tfrac{x+h-\mu}{s}\big)
+              - \operatorname{sigmoid}\big(\tfrac{x-h-\mu}{s}\big), \qquad h = \tfrac1{2(L-1)}
 
     where the first term is 1 for x = 1 and the second is 0 for x = 0. −log P(x)/(D log 2) is in bits per dimension.
 
     Args:
         mean: μ (..., *event).
-        log_scale: log s, same shape; held by `bounded_scale`.
+        log_scale: log s, same shape; clamped by `bounded_scale`.
         num_levels: L.
-        event_dims: How many of the last axes are one datum, 3 for images.
+        event_dims: The number of last axes that form one datum, 3 for images.
 
     Source: Kingma et al. (2016) §5.3 and appendix B; Salimans et al. (2017).
     """
@@ -155,19 +156,19 @@ class DiscretizedLogistic(_Levels):
         """Return log P(x) in nats, (..., *event) -> (...).
 
         Raises:
-            ValueError: A value of `x` is no level (not asked within a CUDA graph).
+            ValueError: A value of `x` is not a level (not checked inside a CUDA graph).
         """
         level = self.level(x)
         above, below = ((x + side * self.half - self.location) / self.scale for side in (1, -1))
         log_cdf = logsigmoid(above).where(level < self.num_levels - 1, torch.zeros_like(above))
         log_tail = logsigmoid(-below).where(level > 0, torch.zeros_like(below))
-        inside = (level > 0) & (level < self.num_levels - 1)  # s(a) − s(b) = s(a) s(−b) (1 − exp(b − a))
+        inside = (level > 0) & (level < self.num_levels - 1)  # sigmoid s: s(a) − s(b) = s(a) s(−b) (1 − exp(b − a))
         width = torch.log(-torch.expm1(-2 * self.half / self.scale)).expand_as(log_cdf)
         return self._sum(log_cdf + log_tail + width * inside)
 
     @property
     def mean(self) -> Tensor:
-        """E[x] (..., *event) = the mean of P(x > edge) over the L − 1 edges between levels; in bounded memory."""
+        """E[x] (..., *event), the mean of P(x > edge) over the L − 1 edges between levels, in bounded memory."""
         values = CHUNK // self.num_levels
         parts = zip(self.location.flatten().split(values), self.scale.flatten().split(values), strict=True)
         means = [
@@ -180,7 +181,7 @@ class DiscretizedLogistic(_Levels):
         return torch.sigmoid((location[:, None] - edges) / scale[:, None]).mean(-1)  # (N, L − 1) -> (N,)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """Return draws (*sample_shape, ..., *event): logistic variables, clipped and rounded."""
+        """Return samples (*sample_shape, ..., *event): logistic variables, clipped and rounded."""
         with torch.no_grad():
             u = torch.rand(
                 self._extended_shape(torch.Size(sample_shape)), device=self.scale.device, dtype=self.scale.dtype
@@ -190,15 +191,15 @@ class DiscretizedLogistic(_Levels):
 
 
 class GreyLevels(_Levels):
-    r"""Independent values, each with a free probability for each of its L levels.
+    r"""Independent categorical values, each with a free probability for each of L levels.
 
     .. math:: \log p(x|z) = \sum_j \log\operatorname{softmax}(\ell_j)_{k(x_j)}, \qquad x_j = k/(L-1)
 
-    The order of the levels plays no part.
+    The model does not use the order of the levels.
 
     Args:
         logits: ℓ (..., L, *event).
-        event_dims: How many of the last axes are one datum, 3 for images.
+        event_dims: The number of last axes that form one datum, 3 for images.
 
     Source: Chen §3.5 (categorical); van den Oord et al. (2016).
     """
@@ -212,7 +213,7 @@ class GreyLevels(_Levels):
         """Return log P(x) in nats, (..., *event) -> (...).
 
         Raises:
-            ValueError: A value of `x` is no level (not asked within a CUDA graph).
+            ValueError: A value of `x` is not a level (not checked inside a CUDA graph).
         """
         return self._sum(self.base.log_prob(self.level(x)))
 
@@ -223,7 +224,7 @@ class GreyLevels(_Levels):
         return (self.base.probs * values).sum(-1)
 
     def sample(self, sample_shape: Shape = ()) -> Tensor:
-        """Return draws (*sample_shape, ..., *event)."""
+        """Return samples (*sample_shape, ..., *event)."""
         level: Tensor = self.base.sample(torch.Size(sample_shape))
         return level / (self.num_levels - 1)
 
@@ -235,16 +236,16 @@ class NegativeBinomial(torch.distributions.NegativeBinomial):
               - r\,f(u) - x\,f\big(-\tfrac{ru}x\big), \\
               u &= \frac{x-m}{r+m}, \qquad f(t) = t - \log(1+t) \ge 0,
 
-    and −r log(1 + m/r) at x = 0; δ(n) = log n! − (n + ½) log n + n − ½ log 2π, the error of Stirling's formula. This
-    is the usual :math:`\log\binom{x+r-1}x + r\log\frac r{r+m} + x\log\frac m{r+m}` without differences of large
-    numbers: those lose 0.5 nats of 32 bits at r = 10⁷, and at counts of a million. Here the error is a few units of the
-    last place of log P(x), and of m.
+    and −r log(1 + m/r) at x = 0; δ(n) = log n! − (n + ½) log n + n − ½ log 2π is the error of Stirling's formula. This
+    equals the usual :math:`\log\binom{x+r-1}x + r\log\frac r{r+m} + x\log\frac m{r+m}` but has no differences of large
+    numbers, which in float32 lose 0.5 nats at r = 10⁷ or at counts of a million. The error here is a few units in the
+    last place of log P(x) and of m.
 
     Args:
         dispersion: r > 0.
         log_mean: log m; same shape, which is the batch shape. The event shape is ().
 
-    Source: Loader (2000), whose saddle-point form of the binomial this is.
+    Source: Loader (2000), the saddle-point form of the binomial distribution.
     """
 
     def __init__(self, dispersion: Tensor, log_mean: Tensor) -> None:
@@ -258,8 +259,8 @@ class NegativeBinomial(torch.distributions.NegativeBinomial):
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log P(x) in nats, elementwise."""
         r, log_odds = self.total_count, self.logits
-        m = self.log_mean.clamp(max=60).exp()  # finite; beyond this the terms below use the logarithm alone
-        n = torch.where(x > 0, x, torch.ones_like(x))  # x = 0 has a formula of its own
+        m = self.log_mean.clamp(max=60).exp()  # finite; for larger m the terms below use log m alone
+        n = torch.where(x > 0, x, torch.ones_like(x))  # x = 0 has its own formula
         u = (n - m) / (r + m)
         misfit = r * _excess(u, torch.log1p(n / r) - softplus(log_odds))
         misfit = misfit + n * _excess(-r * u / n, torch.log1p(r / n) - softplus(-log_odds))
@@ -268,7 +269,7 @@ class NegativeBinomial(torch.distributions.NegativeBinomial):
 
 
 def _excess(t: Tensor, log_1p: Tensor) -> Tensor:
-    """t − log(1 + t), given log(1 + t): by the series of log(1 + t) = 2 artanh(t/(2 + t)) where t is small."""
+    """Return t − log(1 + t), given log(1 + t): for small t by the series of log(1 + t) = 2 artanh(t/(2 + t))."""
     small = t.abs() < 0.1
     near = torch.where(small, t, torch.zeros_like(t))
     s = near / (2 + near)
@@ -279,8 +280,8 @@ def _excess(t: Tensor, log_1p: Tensor) -> Tensor:
 
 
 def _stirling_error(n: Tensor) -> Tensor:
-    """δ(n) = log n! − (n + ½) log n + n − ½ log 2π for n > 0: by its series from n = 10 on, to 10⁻¹³."""
-    ten = torch.full_like(n, 10.0)  # filled in on the device, as a CUDA graph needs it
+    """Return δ(n) = log n! − (n + ½) log n + n − ½ log 2π for n > 0, to 10⁻¹³: by its series for n ≥ 10."""
+    ten = torch.full_like(n, 10.0)  # created on the device: a CUDA graph cannot copy it from the host
     few, many = torch.where(n < 10, n, ten), torch.where(n < 10, ten, n)
     exact = torch.lgamma(few + 1) - (few + 0.5) * few.log() + few - 0.5 * log(2 * pi)
     series = torch.zeros_like(many)

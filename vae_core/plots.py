@@ -1,6 +1,6 @@
 """Figures: arrays in, Axes out. Nothing here takes or trains a model.
 
-Tensors are taken from any device, with or without a gradient, and arrays and lists as well.
+Tensors from any device, with or without gradients, arrays and lists are accepted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,18 @@ from torch import Tensor
 
 from vae_core.runtime import positive_int
 
-# Ten colours that stay apart for colour-blind eyes (Paul Tol's "muted" set and a mid grey).
+# Ten colours that colour-blind readers can tell apart (Paul Tol's "muted" set and a mid grey).
 PALETTE = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#888888")
 
-# Five of them for lines: blue, red, green, olive, wine. Each stands out from white paper (3 to 1), and any two of them
-# from each other, for colour-blind eyes too.
+# Five of them for lines: blue, red, green, olive, wine. Each has a contrast of 3 to 1 with white paper, and readers who
+# are colour-blind can tell any two of them apart.
 LINES = tuple(PALETTE[k] for k in (0, 6, 3, 4, 7))
 
 
 def style() -> None:
     """Draw all later figures as the book does: `LINES`, no frame at the top and the right, white paper.
 
-    The paper stays white where the page is dark, so that ink and colours mean the same on both.
+    The paper stays white on dark pages, so that colours mean the same on both.
     """
     plt.rcParams["axes.prop_cycle"] = cycler(color=LINES)
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
@@ -37,10 +37,10 @@ def grid_codes(n: int, extent: float | None = None, spacing: str = "linear") -> 
     """Return an n×n grid of two-dimensional codes in reading order, (n·n, 2): the top row has the largest z₂.
 
     Args:
-        n: The codes on a side, at least 2.
+        n: The number of codes on a side, at least 2.
         extent: "linear" covers [−extent, extent]², 3 if None; "quantile" has none.
         spacing: "linear" takes equal steps (Chen 4, Irvin 3); "quantile" takes the prior's quantiles from 0.05 to 0.95
-            (Saleh), so that each cell stands for the same prior mass.
+            (Saleh), so that each cell has the same prior probability.
 
     Raises:
         ValueError: n is below 2, or the spacing is unknown.
@@ -58,7 +58,7 @@ def grid_codes(n: int, extent: float | None = None, spacing: str = "linear") -> 
 
 
 def _array(values: Any) -> np.ndarray:
-    """Values as an array; what a masked array hides becomes nan, which is not drawn."""
+    """Return values as an array; masked entries become nan, which is not drawn."""
     if isinstance(values, list | tuple) and any(isinstance(value, Tensor) for value in values):
         values = np.stack([_array(value) for value in values])
     if isinstance(values, Tensor):
@@ -68,7 +68,7 @@ def _array(values: Any) -> np.ndarray:
 
 
 def _images(images: Any) -> np.ndarray:
-    """Images as (N, C, H, W) with values around [0, 1]: bytes are divided by 255, one image may lack its first axes."""
+    """Return images (N, C, H, W) with values around [0, 1]: bytes are divided by 255, first axes may be missing."""
     stack = _array(images)
     shape = stack.shape
     stack = stack[None] if stack.ndim == 2 else stack
@@ -92,13 +92,13 @@ def _images(images: Any) -> np.ndarray:
 def tile(images: Any, columns: int, gap: int = 1) -> np.ndarray:
     """Return images in reading order as one array, (rows·(H + gap), columns·(W + gap)[, 3]).
 
-    Every image stands at the upper left of its cell. Gaps and empty cells are nan, which is drawn as paper in any
-    colour map; torchvision's `make_grid` would turn grey into colour and frame the whole.
+    Every image is at the upper left of its cell. Gaps and empty cells are nan, which is drawn as paper in any colour
+    map. torchvision's `make_grid` is not used: it turns grey images into colour and puts a frame around them all.
 
     Args:
         images: (N, C, H, W).
-        columns: The images in a row.
-        gap: The pixels between two images.
+        columns: The number of images in a row.
+        gap: The number of pixels between two images.
     """
     images = _array(images).astype(float)
     n, channels, height, width = images.shape
@@ -114,14 +114,14 @@ def show_images(images: Any, columns: int, ax: Axes | None = None, gap: int = 1)
     """Draw images side by side; ink is dark, as on paper.
 
     Args:
-        images: (N, C, H, W) with values in [0, 1], or uint8; one image may be (C, H, W) or (H, W). What lies outside
-            of [0, 1], as samples of a Gaussian do, is drawn as black or white.
-        columns: The images in a row.
+        images: (N, C, H, W) with values in [0, 1], or uint8; one image may be (C, H, W) or (H, W). Values outside of
+            [0, 1], as samples of a Gaussian have, are drawn as black or white.
+        columns: The number of images in a row.
         ax: Where to draw; the current Axes if None.
-        gap: The pixels between two images.
+        gap: The number of pixels between two images.
 
     Raises:
-        ValueError: The shape is another one, or the values are whole numbers above 1.
+        ValueError: The shape is wrong, or the values are whole numbers above 1.
     """
     images, columns = _images(images), positive_int("columns", columns)
     ax = ax or plt.gca()
@@ -134,7 +134,7 @@ def show_images(images: Any, columns: int, ax: Axes | None = None, gap: int = 1)
 
 
 def reconstructions(x: Any, *decoded: Any, labels: Sequence[str] = (), ax: Axes | None = None) -> Axes:
-    """Draw a row of images above one row for each further set of images.
+    """Draw a row of images, and below it one row for each further set of images.
 
     Args:
         x: (N, C, H, W).
@@ -156,11 +156,11 @@ def reconstructions(x: Any, *decoded: Any, labels: Sequence[str] = (), ax: Axes 
 
 
 def latent_scatter(z: Any, y: Any = None, ax: Axes | None = None, class_names: Sequence[str] = ()) -> Axes:
-    """Draw the first two coordinates of codes, coloured by class; codes of one number over the place of their class.
+    """Draw the first two coordinates of codes, coloured by class; one-dimensional codes against their class.
 
     Args:
         z: Codes (N, d).
-        y: Classes (N,), numbers or names; none are told apart if None.
+        y: Classes (N,), numbers or names; without them all dots have one colour.
         ax: Where to draw; the current Axes if None.
         class_names: The name of class k at place k, for the legend.
 
@@ -190,7 +190,7 @@ def latent_scatter(z: Any, y: Any = None, ax: Axes | None = None, class_names: S
 
 
 def _legend(classes: np.ndarray, class_names: Sequence[str]) -> list[str]:
-    """The name of each class."""
+    """Return the name of each class."""
     if len(classes) > 100:
         raise ValueError(f"y must be classes, at most 100, got {len(classes)}; draw numbers by ax.scatter(*z.T, c=y)")
     if not len(class_names):
@@ -201,7 +201,7 @@ def _legend(classes: np.ndarray, class_names: Sequence[str]) -> list[str]:
 
 
 def _colours(classes: np.ndarray) -> list[Any]:
-    """A colour for each class: of `PALETTE` by its number where that is below ten, else of a colour map in order."""
+    """Return a colour for each class: `PALETTE[k]` for numbers below ten, else colours of a colour map in order."""
     if classes.dtype.kind in "iufb" and len(classes) and classes.min() >= 0 and classes.max() < len(PALETTE):
         return [PALETTE[int(k)] for k in classes]
     if len(classes) <= len(PALETTE):
@@ -216,7 +216,7 @@ def manifold_grid(images: Any, codes: Any, ax: Axes | None = None, gap: int = 1)
         images: (n·n, C, H, W).
         codes: (n·n, 2).
         ax: Where to draw; the current Axes if None.
-        gap: The pixels between two images.
+        gap: The number of pixels between two images.
 
     Raises:
         ValueError: There are not n·n of both, or as `show_images` does.
@@ -242,8 +242,8 @@ def loss_curves(
 
     Args:
         history: One row per epoch; a row may lack a name that others have.
-        names: What to draw. None draws `loss` and `kl`, as far as the rows have them, and, dashed in the same colour,
-            the same of a validation or test set (`validation_loss`, `test_loss`).
+        names: What to draw. None draws `loss` and `kl`, where the rows have them, and, dashed in the same colour, those
+            of a validation or test set (`validation_loss`, `test_loss`).
         ax: Where to draw; the current Axes if None.
 
     Raises:
@@ -272,5 +272,5 @@ HELD_OUT = ("validation_", "test_")
 
 
 def _base(name: str) -> str:
-    """`loss` of `test_loss`."""
+    """Return `loss` for `test_loss`."""
     return next((name.removeprefix(prefix) for prefix in HELD_OUT if name.startswith(prefix)), name)

@@ -1,8 +1,8 @@
-"""Nonlinear latent variable models with one latent number, small enough for the exact answer by quadrature.
+"""Nonlinear models with one latent number, for which quadrature gives the exact answers.
 
-z ~ N(0, 1), x = f(z) + noise of variance σ². Marginal, posterior, any ELBO and any gap are integrals over a line;
-the trapezoid rule on a fine grid gives them to about 1e-10, because the integrands are smooth and vanish at both ends.
-That asks for a posterior (and a q) that lies within the grid and is wider than its step; another raises an error.
+z ~ N(0, 1), x = f(z) + noise of variance σ². The marginal, the posterior, any ELBO and any gap are integrals over a
+line. The trapezoid rule on a fine grid computes them to about 1e-10, because the integrands are smooth and vanish at
+both ends. The posterior (and q) must lie within the grid and be wider than its step; otherwise an error is raised.
 Linear models, which have formulas instead, are in `linear`.
 """
 
@@ -17,11 +17,11 @@ from torch.distributions import Distribution, Independent, Normal
 from vae_core.distributions import standard_normal
 from vae_core.runtime import positive_int
 
-EDGE = -6.0  # how far below its peak a log density must have fallen at the ends of the grid: 3.5 standard deviations
+EDGE = -6.0  # how far below its peak a log density must be at the ends of the grid: 3.5 standard deviations
 
 
 def two_modes(z: Tensor) -> Tensor:
-    """Return f(z) = z²: two codes explain the same x > 0, so the posterior has two modes. (..., 1)"""
+    """Return f(z) = z², (..., 1) -> (..., 1): two codes explain the same x > 0, so the posterior has two modes."""
     return z.square()
 
 
@@ -33,17 +33,18 @@ def curve(z: Tensor) -> Tensor:
 class QuadratureModel:
     r"""The model :math:`p(z) = \mathcal N(0,1)`, :math:`p(x|z) = \mathcal N(f(z), \sigma^2 I)`, with exact answers.
 
-    It has the `prior` and `likelihood(z)` that objectives ask for; a `posterior(x)`, exact or not, is for the reader to
-    choose. Where x or q stand below, x is (B, p) and q has batch (B,) and event (1,).
+    It has the `prior` and `likelihood(z)` that objectives need; users choose a `posterior(x)`, exact or approximate. In
+    all methods x is (B, p), and q has batch (B,) and event (1,).
 
     Args:
         f: maps codes (..., 1) to means (..., p).
         sigma: σ > 0.
         limit: the grid covers [−limit, limit].
-        points: how many points it has.
+        points: the number of grid points.
 
-    Raises: ValueError for settings out of range, for x or q of another shape, and where a posterior or a q does not fit
-    the grid.
+    Raises:
+        ValueError: for settings out of range, for x or q of another shape, and where a posterior or a q does not fit
+            the grid.
 
     Source: Chen §2.2 and lecture notes §1.2, which only state that these integrals exist.
     """
@@ -57,11 +58,11 @@ class QuadratureModel:
 
     @property
     def prior(self) -> Independent:
-        """p(z): batch (), event (1,)."""
+        """The prior p(z), with batch () and event (1,)."""
         return standard_normal(1, like=self.grid)
 
     def likelihood(self, z: Tensor) -> Independent:
-        """p(x|z): z (..., 1) -> batch (...), event (p,)."""
+        """Return p(x|z): z (..., 1) -> batch (...), event (p,)."""
         return Independent(Normal(self.f(z), self.sigma, validate_args=False), 1, validate_args=False)
 
     def log_joint(self, x: Shaped[Tensor, "B ..."]) -> Float[Tensor, "B points"]:
@@ -85,11 +86,11 @@ class QuadratureModel:
         return (self.log_joint(x) - self.log_prob(x)[:, None]).exp()
 
     def expectation(self, density: Float[Tensor, "B P"], values: Float[Tensor, "*_ P"]) -> Float[Tensor, " _"]:
-        """Return ∫ density(z) values(z) dz over the grid."""
+        """Return ∫ density(z) values(z) dz over the grid, for both at the grid's points."""
         return (density * values).sum(-1) * self._log_step.exp()
 
     def posterior_moments(self, x: Shaped[Tensor, "B ..."]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-        """Return mean and standard deviation of p(z|x)."""
+        """Return the mean and the standard deviation of p(z|x), (B,) each."""
         density = self.posterior_density(x)
         mean = self.expectation(density, self.grid)
         return mean, (self.expectation(density, self.grid.square()) - mean.square()).sqrt()
@@ -103,7 +104,7 @@ class QuadratureModel:
         return self.expectation(log_q.exp(), self.log_joint(x) - log_q)
 
     def gap(self, x: Shaped[Tensor, "B ..."], q: Distribution) -> Float[Tensor, " B"]:
-        """Return KL(q ‖ p(z|x)), which is log p(x) minus the ELBO, by its own integral, nats."""
+        """Return KL(q ‖ p(z|x)), which is log p(x) minus the ELBO, from an integral of its own, nats."""
         log_q = self._log_density(q, len(x))
         return self.expectation(log_q.exp(), log_q - (self.log_joint(x) - self.log_prob(x)[:, None]))
 
@@ -113,7 +114,7 @@ class QuadratureModel:
         return self.expectation(log_p.exp(), log_p - self._log_density(q, len(x)))
 
     def _log_density(self, q: Distribution, n: int) -> Tensor:
-        """log q on the grid, (B, points); finite, so that 0 log 0 = 0, also where q is 0."""
+        """Return log q on the grid, (B, points); finite even where q is 0, so that 0 log 0 = 0."""
         values = q.log_prob(self.grid[:, None, None])  # (points, B)
         if values.shape not in ((len(self.grid), n), (len(self.grid), 1)) or getattr(q, "event_shape", (1,)) != (1,):
             shapes = f"batch shape {tuple(q.batch_shape)} and event shape {tuple(q.event_shape)}"
@@ -124,7 +125,7 @@ class QuadratureModel:
         return log_q
 
     def _check_fit(self, log_density: Tensor, error: Tensor, tolerance: float, what: str) -> None:
-        """ValueError where a density has not vanished at both ends, or the log of its integral has such an error."""
+        """Raise ValueError if a density does not vanish at both ends, or the log of its integral is inaccurate."""
         edge = log_density[:, [0, -1]].amax(1) - log_density.amax(1)
         bad = ~((edge < EDGE) & (error.abs() < tolerance))
         if bad.any():

@@ -38,8 +38,10 @@ class Runtime:
 
         `"cuda"` is the CUDA device of this process: number `LOCAL_RANK` under `torchrun`, else number 0.
 
-        Raises TypeError unless `device` is a string or a torch.device, and ValueError for a device that torch does not
-        find here, or for one numbered CUDA device (`"cuda:1"`) for several processes.
+        Raises:
+            TypeError: unless `device` is a string or a torch.device.
+            ValueError: for a device that torch does not find here, or for a numbered CUDA device (`"cuda:1"`) with
+                several processes.
         """
         world_size, present = int(os.environ.get("WORLD_SIZE", 1)), devices()
         if not isinstance(device, str | torch.device):
@@ -56,21 +58,21 @@ class Runtime:
         return cls(torch.device(wanted), int(os.environ.get("RANK", 0)), world_size)
 
     def alone(self) -> "Runtime":
-        """The same device, as a run of its own."""
+        """Return the same device as a run of one process."""
         return Runtime(self.device)
 
     def join(self) -> None:
-        """Join the other processes of the run, if there are any, until this one ends: gloo on CPUs, nccl on CUDA.
+        """Join the other processes of the run, if there are any: with gloo on CPUs, nccl on CUDA.
 
-        Once for all trainings: torch numbers its groups anew when one is closed, and a second one would look for the
-        others where the first one had met them.
+        The group stays open until this process ends. A second group would fail: after the first is closed, torch counts
+        groups from the start again, and the processes would meet under names that are in use.
         """
         if self.world_size > 1 and not distributed.is_initialized():
             distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
             atexit.register(distributed.destroy_process_group)
 
     def describe(self) -> str:
-        """The device in words, as records print it: `"cpu: AMD EPYC, 2 threads"`."""
+        """Return the device in words, as records print it: `"cpu: AMD EPYC, 2 threads"`."""
         if self.device.type == "cuda":
             words = f"cuda: {torch.cuda.get_device_name(self.device)}"
         else:
@@ -79,7 +81,7 @@ class Runtime:
 
 
 def devices() -> list[str]:
-    """Return the names of the devices that torch finds on this machine: `["cpu", "cuda:0", "cuda:1"]`, say."""
+    """Return the names of the devices that torch finds on this machine, such as `["cpu", "cuda:0", "cuda:1"]`."""
     mps = ["mps"] if torch.backends.mps.is_available() else []
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return ["cpu", *(f"cuda:{index}" for index in range(count)), *mps]
@@ -107,12 +109,12 @@ def as_int(value: Any) -> Any:
 
 
 def positive_int(name: str, value: Any, least: int = 1) -> int:
-    """Return `value` as a Python int. Raises ValueError unless it is an integer, Python's or NumPy's, from `least` on.
+    """Return `value` as a Python int. Raise ValueError unless it is an integer, Python's or NumPy's, from `least` on.
 
     Args:
         name: the argument's name, for the message.
-        value: what the caller passed; True and False are no integers.
-        least: the smallest value allowed: 0 where none is possible too.
+        value: what the caller passed; True and False are not integers here.
+        least: the smallest value allowed.
     """
     number = as_int(value)
     if type(number) is not int or number < least:
@@ -130,8 +132,8 @@ def check_seed(seed: int) -> None:
 def project_folder() -> Path:
     """Return the folder below which data (`data`) and records (`book/results`) are kept.
 
-    It is the checkout of the book that the working folder is in, so that notebooks, tests and programs share one place;
-    anywhere else it is the working folder itself. A checkout is a folder that holds `book/_toc.yml` and `vae_core`.
+    Inside a checkout of the book it is the root of that checkout, so that notebooks, tests and programs use one place;
+    anywhere else it is the working folder. A checkout is a folder that holds `book/_toc.yml` and `vae_core`.
     """
     here = Path.cwd()
     checkouts = (folder for folder in (here, *here.parents) if _is_checkout(folder))
@@ -143,9 +145,9 @@ def _is_checkout(folder: Path) -> bool:
 
 
 def available_memory() -> float:
-    """Return the bytes of memory that this process may still take; infinite where the system does not say (no Linux).
+    """Return the bytes of memory that this process may still use; infinite where the system does not say (not Linux).
 
-    It is what the kernel calls available, or less where a container has a limit of its own.
+    This is what the kernel calls available, or less if a container has a limit.
     """
     info, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
     if not info.exists():
@@ -159,7 +161,16 @@ def available_memory() -> float:
 
 
 def check_memory(name: str, needed: float, way_out: str) -> None:
-    """Raise ValueError if `needed` bytes are more than four fifths of the available memory."""
+    """Raise ValueError if `needed` bytes are more than four fifths of the available memory.
+
+    Args:
+        name: what would take the memory, for the message.
+        needed: bytes.
+        way_out: what to do instead, for the message.
+
+    Raises:
+        ValueError: if they are more.
+    """
     if needed > 0.8 * (free := available_memory()):
         sizes = f"{needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are available"
         raise ValueError(f"{name} would take {sizes}; {way_out}")
@@ -167,13 +178,13 @@ def check_memory(name: str, needed: float, way_out: str) -> None:
 
 def progress_bar(items: Iterable | None = None, *, disable: bool = False, **options: Any) -> tqdm:
     """Return tqdm's bar over `items`; none is drawn if `disable` is True or the environment sets TQDM_DISABLE."""
-    switched_off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # tqdm's notebook bar does not look there
+    switched_off = os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # tqdm's notebook bar ignores it
     return tqdm(items, disable=disable or switched_off, **options)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; it takes its place if the block succeeds, and vanishes otherwise."""
+    """Yield a temporary path beside `path`. It replaces `path` if the block succeeds, and is deleted otherwise."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         part = Path(folder) / path.name
         yield part
@@ -181,14 +192,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write them as safetensors, under a temporary name first; readable for everybody, as the files beside it are."""
+    """Write tensors as safetensors, under a temporary name first, in a file that all users may read."""
     with replacing(path) as part:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
-        part.chmod(0o644)  # safetensors lets nobody else read it
+        part.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def device_of(model: object, default: torch.device = torch.device("cpu")) -> torch.device:  # noqa: B008, a constant
-    """Where a model's parameters are; `default` for a model without any, or that is no `nn.Module`."""
+    """Return the device of a model's parameters; `default` for a model without any, or for another object."""
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
     return next((parameter.device for parameter in parameters), default)
 
@@ -201,9 +212,10 @@ def dtype_of(model: object) -> torch.dtype:
 
 @contextlib.contextmanager
 def evaluation_mode(model: object) -> Iterator[None]:
-    """Evaluation mode within, and each module's own mode again afterwards. What is no `nn.Module` is left alone.
+    """Put a model in evaluation mode inside the block; each module's own mode is restored afterwards.
 
-    Under `torch.autocast` the weights are cast anew, within and afterwards: its copies may be older than the weights.
+    An object that is not an `nn.Module` is left alone. Copies of weights that `torch.autocast` caches may be out of
+    date, so they are dropped before and after.
     """
     modes = {module: module.training for module in model.modules()} if isinstance(model, torch.nn.Module) else {}
     for module in modes:
@@ -219,7 +231,7 @@ def evaluation_mode(model: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def random_state(seed: int) -> Iterator[None]:
-    """torch's random numbers from `seed` within; the caller's go on afterwards as if nothing had been drawn."""
+    """Seed torch's random numbers inside the block; the caller's random state is restored afterwards."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
@@ -227,7 +239,7 @@ def random_state(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def gradients_recorded() -> Iterator[None]:
-    """Within, autograd records, also if the caller is inside of torch.no_grad or torch.inference_mode."""
+    """Record gradients inside the block, even within torch.no_grad or torch.inference_mode."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
@@ -237,9 +249,9 @@ _input_is_checked: ContextVar[bool] = ContextVar("input_is_checked", default=Fal
 
 @contextlib.contextmanager
 def checked_input() -> Iterator[None]:
-    """Within, the objectives do not look at the values of their input: the caller has done so, once for all of it.
+    """Switch off the objectives' checks of input values inside the block, for a caller that has checked all data once.
 
-    A loop over batches of one data set saves a pass over each batch, and on a GPU a synchronisation.
+    In a loop over batches this saves a pass over each batch, and on a GPU a synchronisation.
     """
     token = _input_is_checked.set(True)
     try:
@@ -249,9 +261,9 @@ def checked_input() -> Iterator[None]:
 
 
 def can_read_values(x: torch.Tensor) -> bool:
-    """Return whether an objective should look at the values of x.
+    """Return whether an objective should check the values of x.
 
-    It should not within `checked_input`; it cannot while torch compiles, captures a CUDA graph or vectorises (vmap).
+    It should not inside `checked_input`; it cannot while torch compiles, captures a CUDA graph or vectorises (vmap).
     """
     if torch.compiler.is_compiling() or _input_is_checked.get():
         return False
@@ -262,8 +274,12 @@ def can_read_values(x: torch.Tensor) -> bool:
 def unit_interval(x: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Return images as the models take them: floating point in [0, 1].
 
-    uint8 images (any shape, 0 to 255) are divided by 255 in `dtype`, torch's default if None; floating-point images
-    pass through unchanged. Raises TypeError for any other type.
+    Args:
+        x: images of any shape; uint8 ones (0 to 255) are divided by 255, floating-point ones pass through unchanged.
+        dtype: of the result for uint8 images; torch's default if None.
+
+    Raises:
+        TypeError: for any other type.
     """
     if x.dtype == torch.uint8:
         return x.to(dtype or torch.get_default_dtype()).div_(255)

@@ -65,36 +65,36 @@ def fit(
 
     A row holds `epoch` (from 1), `loss` and the objective's terms (training means per datum, nats), `seconds`, and what
     `after_epoch` returns. The same seed on the same machine gives the same parameters, bit for bit on a CPU; the
-    caller's random state is left as it was. The model trains with all modules in training mode and comes back in
-    evaluation mode. torch.no_grad and torch.inference_mode around the call have no effect in it; torch.autocast with
-    bfloat16 has, and the weights that it caches are renewed at each step.
+    caller's random state is unchanged. All modules train in training mode and are in evaluation mode afterwards.
+    torch.no_grad and torch.inference_mode around the call have no effect inside it; torch.autocast with bfloat16 has,
+    and the weights that it caches are renewed at each step.
 
     On a CUDA device the data move there once, if they fit, whole steps are captured in a graph (with Adam or AdamW),
     and nothing leaves the device within an epoch. With several processes (`torchrun` and a `device`) each takes its
     part of every batch, and their gradients are averaged (torch's DistributedDataParallel): the same loss as in one
-    process, but each draws its own noise, and batch norm normalises by its own part. Buffers, batch norm's averages
-    say, are those of the first process everywhere.
+    process, but each draws its own noise, and batch norm normalises by its own part. Buffers, such as batch norm's
+    averages, are those of the first process everywhere.
 
-    Nothing is lost when training ends early. Each exception, KeyboardInterrupt too, has the finished epochs' rows as
-    its attribute `history` (in a notebook: `sys.last_value.history`). After Ctrl-C the model has the parameters that it
-    had reached, unless these are no longer finite; after an error those of the last whole epoch. It is in evaluation
-    mode.
+    Nothing is lost when training ends early. Every exception, including KeyboardInterrupt, carries the rows of the
+    completed epochs in its attribute `history` (in a notebook: `sys.last_value.history`). After Ctrl-C the model has
+    the parameters that it had reached, unless these are not finite; after an error, those of the last complete epoch.
+    Either way it is in evaluation mode.
 
     Args:
         model: any module with parameters to train; it moves to the device.
         x: data (N, ...), images or tables: a tensor, an array or a map-style Dataset, which is read once into memory
             (without its labels: pass them as `y`). uint8 data are divided by 255, batch by batch; others are converted
             to the model's precision. They must lie in the support of the model's likelihood, unless the objective
-            transforms them.
+            transforms them first.
         objective: `objective(model, batch)` returns values (B,) to be maximised, or a pair of these and a dict of
             further (B,) terms to record, as `objectives.elbo_terms` does.
-        epochs: passes over the data in all, those before a resumption among them.
-        y: a label or condition for each datum, (N,) or (N, c); the objective is called with its batch after that of x.
+        epochs: the total number of passes over the data, including those before a resumption.
+        y: a label or condition for each datum, (N,) or (N, c); the objective gets its batch after that of x.
         batch_size: of a step, over all processes; the last batch of an epoch may be smaller.
         drop_last: leave out a last, smaller batch.
         learning_rate: of the optimizer; the peak of the schedule.
-        weight_decay: of the optimizer. With `reduction="sum"` w is what "mean" makes of w/|B|.
-        optimizer: makes one from (parameters, lr=..., weight_decay=...), such as `torch.optim.AdamW` or
+        weight_decay: of the optimizer. With `reduction="sum"`, w acts as w/|B| does with "mean".
+        optimizer: called with (parameters, lr=..., weight_decay=...), such as `torch.optim.AdamW` or
             `functools.partial(torch.optim.SGD, momentum=0.9)`.
         reduction: "mean" or "sum" (the thesis' listing).
         schedule: "constant", or "one-cycle": the learning rate rises twenty-five-fold over the first 30 % of all steps
@@ -103,13 +103,13 @@ def fit(
             scalar tensor, as its last argument: β for `objectives.beta_elbo_terms`.
         seed: of shuffling and noise, 0 to 2³² − 1.
         device: "cpu", "cuda", "cuda:1", "mps", "auto", a torch.device or a `runtime.Runtime`; None: where the model is.
-        checkpoint: a file to which all that is needed to go on is written after each epoch.
-        resume: go on from the checkpoint, if there is one. It must be of the same run: settings, data and functions.
-        fingerprint: a string that says which objective it is, kept in the checkpoint; None: its name, code, arguments
-            and the numbers that it uses, as far as these can be seen (not those inside of objects and lists).
-        after_epoch: called with the model, in evaluation mode, after each epoch; the numbers that it returns by name
-            join the row. It may draw random numbers without effect on the training. An `EarlyStopping` stops it.
-        progress: whether a bar is drawn.
+        checkpoint: a file; after each epoch, everything needed to continue is written to it.
+        resume: continue from the checkpoint, if there is one. Settings, data and functions must be the same.
+        fingerprint: a string that identifies the objective in the checkpoint; None: its name, code, arguments and the
+            numbers that it uses, as far as these can be seen (not those inside objects and lists).
+        after_epoch: called with the model, in evaluation mode, after each epoch; it returns a dict of numbers to add to
+            the row. It may draw random numbers without effect on training. An `EarlyStopping` ends training early.
+        progress: whether a progress bar is drawn.
 
     Returns:
         The history, one dict per epoch.
@@ -117,7 +117,7 @@ def fit(
     Raises:
         ValueError: An argument is out of range; data lie outside of the likelihood's support; the checkpoint is of
             another run; the objective's values or terms have another shape than (B,), or do not depend on the
-            parameters; a name is in the row already; processes differ.
+            parameters; a term has the name of another number in the row; the processes have different settings.
         TypeError: An argument, or what a function returns, is of another type.
         FileExistsError: The checkpoint exists, and `resume` is False.
         NonFiniteLossError: The loss, a term or a parameter became nan or infinite.
@@ -166,7 +166,7 @@ class _Data(NamedTuple):
 
 
 def _data(model: nn.Module, x: Any, y: Any, progress: bool, like: _Data | None = None) -> _Data:
-    """Data and labels as tensors in the model's precision, 32 bits at least; `like` has the shape of a datum."""
+    """Return data and labels as tensors in the model's precision, 32 bits at least; `like` has the shape of a datum."""
     dtype = torch.promote_types(dtype_of(model), torch.float32)
     x = as_images(x, VALIDATION if like else "x", dtype=dtype, progress=progress)
     y = None if y is None else as_labels(y, len(x), f"y of {VALIDATION}" if like else "y", dtype=dtype)
@@ -178,21 +178,23 @@ def _data(model: nn.Module, x: Any, y: Any, progress: bool, like: _Data | None =
 
 
 def _further(y: Tensor | None, anneal: Callable | None, device: torch.device, rows: slice) -> tuple:
-    """What the objective is called with besides model and batch, for a slice of rows, at the end of training."""
+    """Return the objective's arguments besides model and batch, for a slice of rows, at the end of training."""
     labels = () if y is None else (y[rows].to(device),)
     return (*labels, torch.as_tensor(anneal(1.0), device=device)) if anneal else labels
 
 
 def _identity(data: _Data, held_out: _Data | None, functions: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint keeps of data and functions."""
+    """Return the checksums of data and the descriptions of functions, which a checkpoint keeps."""
     tensors = dict(x=data.x, y=data.y) | (dict(validation_x=held_out.x, validation_y=held_out.y) if held_out else {})
     words = {name: each if isinstance(each, str) else describe(each) for name, each in functions.items()}
     words |= {f"sha256 of {name}": digest_of(each) for name, each in tensors.items() if each is not None}
     return words | dict(n=len(data.x))
 
 
-def _restore(checkpoint, model, optimizer, settings, epochs, resume, runtime) -> tuple[History, dict[str, Any]]:
-    """History and what early stopping had kept, from the checkpoint if there is one; the same in all processes."""
+def _restore(
+    checkpoint: Any, model: nn.Module, optimizer: Optimizer, settings: dict, epochs: int, resume: bool, runtime: Runtime
+) -> tuple[History, dict[str, Any]]:
+    """Return the history and what early stopping had kept, if there is a checkpoint; the same in all processes."""
     runtime.join()
     history: History = []
     best: dict[str, Any] = {}
@@ -207,8 +209,10 @@ def _restore(checkpoint, model, optimizer, settings, epochs, resume, runtime) ->
     return history, best
 
 
-def _step(model: nn.Module, data: _Data, objective, optimizer, reduction, runtime: Runtime, annealed: bool) -> Step:
-    """On CUDA a captured step with the data there, if both can be; else a plain one, with data that stay on the CPU."""
+def _step(
+    model: nn.Module, data: _Data, objective: Any, optimizer: Any, reduction: str, runtime: Runtime, annealed: bool
+) -> Step:
+    """Return a captured step on CUDA if data and optimizer allow it, else a plain one."""
     fits = runtime.device.type != "cuda" or data.x.nbytes < 0.8 * torch.cuda.mem_get_info(runtime.device)[0]
     x = data.x.to(runtime.device) if fits else data.x
     capturable = isinstance(optimizer, Adam) and all(group["capturable"] for group in optimizer.param_groups)
@@ -218,13 +222,13 @@ def _step(model: nn.Module, data: _Data, objective, optimizer, reduction, runtim
 
 @contextlib.contextmanager
 def _nothing_lost(model: nn.Module, history: History, stop: EarlyStopping | None) -> Iterator[None]:
-    """Training mode within; whatever ends it, the history travels with an exception, and evaluation mode follows."""
+    """Train in training mode inside the block, leave in evaluation mode, and attach the history to any exception."""
     model.train()
-    torch.clear_autocast_cache()  # within torch.autocast it holds weights of before a checkpoint was read
+    torch.clear_autocast_cache()  # within torch.autocast it may hold weights from before a checkpoint was loaded
     try:
         yield
     except BaseException as error:
-        with contextlib.suppress(AttributeError):  # of an exception that takes none
+        with contextlib.suppress(AttributeError):  # a few exceptions take no attributes
             error.history = history  # type: ignore[attr-defined]
         raise
     finally:

@@ -13,7 +13,7 @@ from vae_core.runtime import check_memory, progress_bar
 
 
 def read_items(dataset: Any, name: str, progress: bool) -> tuple[Tensor, list]:
-    """Return all images, uint8 where that is exact, and the label beside each one (None without)."""
+    """Return all images, uint8 where that is exact, and the label of each one (None without)."""
     n = len(dataset)
     if n == 0:
         raise ValueError(f"{name} must hold at least one image, got none")
@@ -28,7 +28,7 @@ def read_items(dataset: Any, name: str, progress: bool) -> tuple[Tensor, list]:
 
 
 def _item(dataset: Any, i: int, name: str) -> tuple[Tensor, Any]:
-    """The i-th image, as a tensor, and its label, None without one."""
+    """Return the i-th image, as a tensor, and its label (None without one)."""
     try:
         item = dataset[i]
     except Exception as error:  # the user's own code, or a file that it cannot read
@@ -48,7 +48,7 @@ def _item(dataset: Any, i: int, name: str) -> tuple[Tensor, Any]:
 
 
 class _Store:
-    """Room for n images: bytes while each image is exactly 0 to 255 over 255, floating point from then on."""
+    """Memory for n images: bytes as long as each image holds exact multiples of 1/255, then floating point."""
 
     def __init__(self, n: int, first: Tensor, name: str) -> None:
         self.n, self.name, self.shape = n, name, first.shape
@@ -77,7 +77,7 @@ class _Store:
 
 
 def _as_bytes(image: Tensor) -> Tensor | None:
-    """The image as bytes, if `unit_interval` makes exactly the image of them again."""
+    """Return the image as bytes if `unit_interval` turns them into exactly this image again, else None."""
     if image.dtype == torch.uint8:
         return image
     if image.dtype == torch.bool:

@@ -1,4 +1,4 @@
-"""Held-out data in batches, each beside its own conditions, through a model in evaluation mode."""
+"""Held-out data in batches, each with its own conditions, through a model in evaluation mode."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,8 @@ Function = Callable[[Any, Tensor, slice], Terms]  # of the model under its condi
 def conditions_of(model: Any, y: Any, n: int) -> Tensor | None:
     """Return the condition of each of n data: `y`, or what a conditional model was given; None where there is none.
 
-    Raises ValueError for another number of conditions than data, or for `y` with a model that takes none.
+    Raises:
+        ValueError: for another number of conditions than data, or for `y` with a model that takes none.
     """
     if y is not None:
         if not hasattr(model, "given"):
@@ -36,7 +37,7 @@ def terms_of(model: Any, x: Any, y: Any, function: Function, batch_size: int) ->
     """Return what `function` returns for each batch. Raises ValueError for nan, and as `evaluation.evaluate` does."""
     size, x = positive_int("batch_size", batch_size), read_input(model, x)
     y, found = conditions_of(model, y, len(x)), []
-    if len(x) <= size and y is getattr(model, "condition", None):  # it has them already
+    if len(x) <= size and y is getattr(model, "condition", None):  # the model has these conditions already
         y = None
     with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(x), size):

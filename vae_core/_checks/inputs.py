@@ -1,4 +1,4 @@
-"""The checks at the door: whatever people have becomes one tensor of data and one of labels, or is refused."""
+"""Checks of data and labels: tensors, arrays, lists and Datasets become one tensor each, or raise an error."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from vae_core._checks.tensors import as_tensor, check_dtype, check_finite, kind
 
 
 class Inputs(NamedTuple):
-    """Data `x`, first axis N, and the labels `y` that came with them (None for data without)."""
+    """Data `x` (N, ...), and the labels `y` that came with them (None for data without)."""
 
     x: Tensor
     y: Tensor | None
@@ -25,14 +25,14 @@ def as_images(x: Any, name: str = "x", *, dtype: torch.dtype | None = None, prog
     """Return data as one tensor: images (N, C, H, W), tables (N, p), any event shape after the first axis.
 
     uint8 images (0 to 255) stay uint8: `runtime.unit_interval` divides each batch by 255. bool becomes 0.0 and 1.0.
-    Floating-point values of any width are converted to `dtype`, without a copy where it is theirs already.
+    Floating-point values of any width are converted to `dtype`, without a copy where they have it already.
     Nothing else changes: neither the order of the axes nor the device. A read-only or memory-mapped uint8 array
-    (`np.load(path, mmap_mode="r")`) stays on the disk, which is the way for data larger than memory.
+    (`np.load(path, mmap_mode="r")`) stays on the disk; use it for data larger than memory.
 
-    A map-style torch Dataset is read once, so random transforms are drawn once, into uint8 if each image is a PIL
+    A map-style torch Dataset is read once, so random transforms are applied once: into uint8 if each image is a PIL
     image, bytes, or floats that are exact multiples of 1/255 (`ToTensor` without `Normalize`), else into its floats.
 
-    Values outside of a likelihood's support are another check, to be made once on what this returns.
+    Whether the values lie in a likelihood's support is checked separately, once, on what this returns.
 
     Args:
         x: a tensor, an array (of NumPy, or anything that converts to one), rows of numbers, a list of images (tensors,
@@ -41,18 +41,20 @@ def as_images(x: Any, name: str = "x", *, dtype: torch.dtype | None = None, prog
         dtype: of floating-point results; torch's default if None. `runtime.dtype_of(model)` is the model's.
         progress: whether a bar is drawn while a long Dataset is read.
 
-    Raises TypeError for complex numbers, integers wider than a byte, strings, objects, masked arrays, DataLoaders,
-    IterableDatasets and whatever else is not data; ValueError for no data at all, a single axis, nan or infinity, 0/1
-    stored as uint8 (which would be 0 and 1/255), images of several shapes, or more than fits into memory.
+    Raises:
+        TypeError: for complex numbers, integers wider than a byte, strings, objects, masked arrays, DataLoaders,
+            IterableDatasets and all that is not data.
+        ValueError: for no data at all, a single axis, nan or infinity, 0/1 stored as uint8 (which would be 0 and
+            1/255), images of several shapes, or more than fits into memory.
     """
     return images_and_labels(x, name, dtype=dtype, progress=progress).x
 
 
 def images_and_labels(x: Any, name: str = "x", *, dtype: torch.dtype | None = None, progress: bool = True) -> Inputs:
-    """Return what `as_images` returns, and the labels beside the images if `x` is a Dataset or list of pairs.
+    """Return what `as_images` returns, and the labels of the images if `x` is a Dataset or list of pairs.
 
-    The labels are None unless `as_labels` takes all of them (captions, say, are none). Arguments and errors are those
-    of `as_images`.
+    The labels are None unless `as_labels` takes all of them (it does not take captions, for example). Arguments and
+    errors are those of `as_images`.
     """
     _check_container(x, name)
     if not _is_dataset(x):
@@ -76,8 +78,10 @@ def as_labels(y: Any, n: int | None = None, name: str = "y", *, dtype: torch.dty
         name: the caller's name for them, for messages.
         dtype: of conditions; torch's default if None.
 
-    Raises TypeError for masked arrays, complex numbers, strings (number them: `np.unique(y, return_inverse=True)`) and
-    objects; ValueError for another length than `n`, nan or infinity, or fractions as classes (4.5).
+    Raises:
+        TypeError: for masked arrays, complex numbers, strings (number them: `np.unique(y, return_inverse=True)`) and
+            objects.
+        ValueError: for another length than `n`, nan or infinity, or fractions as classes (4.5).
     """
     labels = as_tensor(y, name)
     if labels.dim() == 0:
@@ -101,7 +105,7 @@ def _no_class(labels: Tensor) -> Tensor:
 
 
 def _check_container(x: Any, name: str) -> None:
-    """Refuse what holds data in a way that cannot be read, or not without losing its meaning."""
+    """Raise TypeError for a container that cannot be read, or not without losing its meaning."""
     if isinstance(x, DataLoader):
         way_out = "pass its dataset (loader.dataset); batches are drawn here"
     elif isinstance(x, IterableDataset):
@@ -120,7 +124,7 @@ def _check_container(x: Any, name: str) -> None:
 
 
 def _is_dataset(x: Any) -> bool:
-    """Whether `x` is to be read item by item."""
+    """Return whether `x` must be read item by item."""
     if isinstance(x, list) and x:
         first = x[0][0] if isinstance(x[0], list | tuple) and len(x[0]) else x[0]
         return isinstance(first, Tensor | np.ndarray | Image.Image)
@@ -128,7 +132,7 @@ def _is_dataset(x: Any) -> bool:
 
 
 def _checked(x: Tensor, name: str, dtype: torch.dtype | None) -> Tensor:
-    """Data of uint8 or of `dtype`, finite. Raises what `as_images` raises for values and shapes."""
+    """Return data of uint8 or of `dtype`, finite. Raise what `as_images` raises for values and shapes."""
     if x.dim() < 2:
         way_out = f"use {name}[None] for one datum, {name}[:, None] for one number each"
         raise ValueError(f"{name} must have shape (N, C, H, W) or (N, p), got {tuple(x.shape)}; {way_out}")

@@ -1,4 +1,4 @@
-"""What a model is given, and what it or a function returns, checked where they enter: kind, shapes, support."""
+"""What a model gets and what it, or a user's function, returns: types, shapes and supports, checked at the boundary."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -17,7 +17,7 @@ WRAP = "wrap it: torch.distributions.Independent(distribution, 1)"
 def model_input(model: object, x: Any, name: str = "x") -> Tensor:
     """Return all data at once as `as_images` reads them, in [0, 1] if uint8, on the model's device, in its precision.
 
-    For what is no `nn.Module`, tensors keep their own.
+    For a model that is not an `nn.Module`, tensors keep their device and precision.
     """
     x = read_input(model, x, name)
     return unit_interval(x.to(device_of(model, x.device)), dtype_of(model))
@@ -32,7 +32,9 @@ def read_input(model: object, x: Any, name: str = "x") -> Tensor:
 def check_latent(q: Any, prior: Any, n: int, name: str = "posterior(x)") -> None:
     """Raise unless q has one batch element for each of n data, and the prior the same event shape and no wider batch.
 
-    Raises TypeError for what is no distribution, ValueError for other shapes.
+    Raises:
+        TypeError: for an object that is not a distribution.
+        ValueError: for other shapes.
     """
     _check_distribution(q, name)
     batch, event = q.batch_shape, q.event_shape
@@ -57,7 +59,9 @@ def log_likelihood_of(p: Any, batch: Size, x: Tensor) -> Tensor:
 
     `p` is what `likelihood(z)` returned: a distribution, or any object with a `log_prob`, which states no support.
 
-    Raises TypeError for what has none, ValueError for other shapes, or for values outside (where they can be read).
+    Raises:
+        TypeError: for an object without `log_prob`.
+        ValueError: for other shapes, or for values outside of the support (where they can be read).
     """
     if isinstance(p, Distribution):
         _check_likelihood(p, batch, x)

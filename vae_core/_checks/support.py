@@ -1,4 +1,4 @@
-"""Whether data lie in the support of p(x|z): asked once per data set, where the data enter."""
+"""Whether data lie in the support of p(x|z): checked once per data set, where the data enter."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch.distributions.constraints import Constraint
 from vae_core.pixel_distributions import LevelConstraint, outside_cuda_graph
 from vae_core.runtime import unit_interval
 
-CHUNK = 2**17  # values that are compared at once, so that no mask as large as the data is made
+CHUNK = 2**17  # values that are compared at once, so that no mask as large as the data is needed
 INTERVALS = tuple(
     map(type, (constraints.unit_interval, constraints.real, constraints.positive, constraints.nonnegative))
 )
@@ -19,9 +19,9 @@ INTERVALS = tuple(
 def check_support(distribution: Distribution, x: Tensor, name: str = "x") -> None:
     """Raise ValueError unless every value of `x` is one that p(x|z) gives a density or probability to.
 
-    The Bernoulli distribution takes all of [0, 1], since the book trains on grey values too. A distribution that
-    states no support, or one that depends on z, is not checked for values. Nothing is checked while a CUDA graph
-    is captured, which has no values yet.
+    The Bernoulli distribution takes all of [0, 1], since the book trains on grey values too. The values are not checked
+    for a distribution that states no support, or one that depends on z, nor while a CUDA graph is being captured, when
+    there are none yet.
 
     Args:
         distribution: p(x|z) with any batch shape and the event shape of one datum.
@@ -53,15 +53,15 @@ def _check_event_shape(distribution: Distribution, x: Tensor, name: str) -> None
 
 
 def _constraint_of_a_value(distribution: Distribution, x: Tensor) -> Constraint | None:
-    """The support of one value (of one row for a simplex, say); None where there is none that can be asked."""
+    """Return the support of one value (of a row, for a simplex), or None where there is none that can be checked."""
     try:
         constraint: Any = distribution.support
-        while hasattr(constraint, "base_constraint"):  # of `Independent` and mixtures
+        while hasattr(constraint, "base_constraint"):  # `Independent` and mixtures have one
             constraint = constraint.base_constraint
         if isinstance(constraint, type(constraints.boolean)):
             constraint = constraints.unit_interval
         inside = _inside(constraint, x[:1])
-    except Exception:  # whatever a user's distribution raises
+    except Exception:  # a user's distribution may raise anything
         return None
     return constraint if inside.shape == x[:1].shape[: x.dim() - constraint.event_dim] else None
 
@@ -74,7 +74,7 @@ def _inside(constraint: Constraint, values: Tensor) -> Tensor:
 
 
 def _ends_inside(constraint: Constraint, x: Tensor) -> bool:
-    """Whether the least and the largest value say that all are inside: for intervals, in one quick pass."""
+    """Return whether the least and the largest value show that all are inside: for intervals, in one fast pass."""
     if not isinstance(constraint, INTERVALS) or x.dtype == torch.bool:
         return False
     ends = torch.stack(x.aminmax())  # nan if there is one
@@ -98,7 +98,7 @@ def _sentence(constraint: Constraint, distribution: Distribution, values: Tensor
 
 
 def _words(constraint: Constraint, low: float, high: float) -> tuple[str, str]:
-    """What the values must do, and what helps."""
+    """Return what the values must be, and what to do, in words."""
     of_bytes = low >= 0 and 1 < high <= 255
     if isinstance(constraint, LevelConstraint):
         last = constraint.num_levels - 1

@@ -46,7 +46,7 @@ def read_table(
     else:
         array = validate_data(model, array, reset=fit, ensure_min_samples=2 if fit else 1, **options)
     table = X.to("cpu", torch.float64) if isinstance(X, Tensor) else as_tensor(array)
-    if not table.sum().isfinite():  # much faster than to ask every entry
+    if not table.sum().isfinite():  # much faster than checking every entry
         _refuse_infinite(table, missing)
     return table
 
@@ -62,11 +62,11 @@ def _refuse_infinite(table: Float64[Tensor, "n p"], missing: bool) -> None:
 
 
 def _as_array(X: Any) -> Any:
-    """Return X as scikit-learn reads it. Raise an error where a conversion to float64 would drop or bend something."""
+    """Return X as scikit-learn reads it. Raise an error where a conversion to float64 would lose information."""
     if isinstance(X, Tensor):
         return _tensor_as_array(X)
     if sparse.issparse(X):
-        return X  # scikit-learn refuses it
+        return X  # scikit-learn raises the error
     if np.ma.isMaskedArray(X) or (isinstance(X, Sequence) and any(map(np.ma.isMaskedArray, X))):
         X = np.ma.array(X)
         X = X.astype(object if X.dtype.kind == "O" else np.float64).filled(np.nan) if X.dtype.kind in "biufO" else X
@@ -107,7 +107,7 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None, mos
 
 
 class LinearModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """What all linear models share: their parameters and their data. The constructor checks nothing, `fit` does."""
+    """Base of all linear models: their parameters and data. As in scikit-learn, `fit` checks, not the constructor."""
 
     n_components: int | None
     method: str
@@ -143,12 +143,12 @@ class LinearModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Return data for the fitted model."""
         check_is_fitted(self)
         table, p = read_table(X, missing, model=self), len(self.mean_)
-        if table.shape[1] != p:  # `fit` was not called: somebody set the parameters
+        if table.shape[1] != p:  # the parameters were set by hand, without `fit`
             raise ValueError(f"X has {table.shape[1]} features, but {type(self).__name__} is expecting {p} features")
         return table
 
     def __sklearn_is_fitted__(self) -> bool:
-        """Whether there are parameters, fitted or set; `n_features_in_` is there after a `fit` that failed, too."""
+        """Return whether there are parameters, fitted or set by hand; a failed `fit` leaves `n_features_in_` alone."""
         return hasattr(self, "components_")
 
     def _keep(self, X: Any, **fitted: Tensor) -> Self:
@@ -167,7 +167,7 @@ class LinearModel(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     @property
     def _n_features_out(self) -> int:
-        """The number of names that `get_feature_names_out` makes."""
+        """The number of names that `get_feature_names_out` returns."""
         return len(self.components_)
 
     def _warn_not_converged(self, stacklevel: int) -> None:

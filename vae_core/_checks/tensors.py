@@ -1,4 +1,4 @@
-"""From what holds real numbers to a tensor: its type, its memory, its finiteness."""
+"""From objects that hold real numbers to tensors: their type, memory and finiteness."""
 
 import warnings
 from typing import Any
@@ -16,7 +16,8 @@ def kind(value: Any) -> str:
 def as_tensor(value: Any, name: str) -> Tensor:
     """Return real numbers as a plain, strided, detached tensor that shares their memory where it can.
 
-    Raises TypeError for masked arrays, complex numbers, strings, objects, sparse tensors and rows of several lengths.
+    Raises:
+        TypeError: for masked arrays, complex numbers, strings, objects, sparse tensors and rows of several lengths.
     """
     if isinstance(value, list | tuple) and value and all(isinstance(part, Tensor) for part in value):
         if len({part.shape for part in value}) > 1:
@@ -26,7 +27,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
         if value.layout != torch.strided or value.is_nested:
             raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; use {name}.to_dense()")
         tensor = value.detach().as_subclass(Tensor)
-        tensor = tensor.clone() if tensor.is_inference() else tensor  # or autograd may not save it
+        tensor = tensor.clone() if tensor.is_inference() else tensor  # autograd cannot save an inference tensor
     else:
         tensor = _from_array(_as_array(value, name))
     if tensor.is_complex() or tensor.is_quantized:
@@ -42,7 +43,7 @@ def _as_array(value: Any, name: str) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             array = np.asarray(value)
-    except Exception as error:  # rows of several lengths, and whatever somebody's __array__ raises
+    except Exception as error:  # rows of several lengths, or anything that a user's __array__ raises
         raise TypeError(f"{name} must be an array of numbers, got {kind(value)} that cannot become one") from error
     if array.dtype.kind not in "biuf":
         what = kind(value) if array.ndim == 0 else f"entries of type {array.dtype}"
@@ -57,7 +58,7 @@ def _from_array(array: np.ndarray) -> Tensor:
     if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of arrays that may not be written: nobody writes here
+        warnings.simplefilter("ignore")  # about read-only arrays; this tensor is never written to
         return torch.from_numpy(array)
 
 
@@ -76,7 +77,7 @@ def check_dtype(x: Tensor, name: str) -> None:
 
 def check_finite(x: Tensor, name: str) -> None:
     """Raise ValueError if there is a nan or an infinity; say how many, and where the first one is."""
-    if x.numel() == 0 or torch.stack(x.aminmax()).isfinite().all():  # no copy as large as x is made
+    if x.numel() == 0 or torch.stack(x.aminmax()).isfinite().all():  # without a copy as large as x
         return
     bad = (~x.isfinite()).nonzero()
     what = f"{len(bad)} values that are nan or infinite, the first at index {tuple(bad[0].tolist())}"

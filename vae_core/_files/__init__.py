@@ -2,7 +2,7 @@
 
 ====================  ==============================================================
 `stored`              data sets as torchvision keeps them, and our own cache of them
-`folder`              folders of images: which files, in which split, cut to which size
+`folder`              folders of images: which files, in which split, in which size
 `model_files`         what `models.save` writes and `models.load` reads
 ====================  ==============================================================
 """

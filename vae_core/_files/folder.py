@@ -1,4 +1,4 @@
-"""A folder of one's own image files: which of them are images, what each one becomes, and how they are split."""
+"""A folder of image files: which files are images, what each one becomes, and how they are split."""
 
 import contextlib
 import hashlib
@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vae_core._files.stored import Arrays
 from vae_core.runtime import check_memory, check_seed, positive_int, progress_bar
 
-RULE = 1  # of what follows: another rule needs another number, so that no older cache is taken for the new one
-NO_IMAGES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows the name, but runs another program
-NOT_READ = {".heic", ".heif", ".jxl", ".avif"}  # images that Pillow may lack a decoder for: named when it does
+RULE = 1  # the version of the rules below: increase it with any change, so that caches of older rules are not used
+NO_IMAGES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow lists these but needs another program
+NOT_READ = {".heic", ".heif", ".jxl", ".avif"}  # images for which Pillow may lack a decoder; the warning names them
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
 
 
 class Settings(NamedTuple):
-    """What is made of the images of a folder, and how they are split."""
+    """How the images of a folder are converted and split."""
 
     size: int
     grey: bool
@@ -73,8 +73,9 @@ def check_settings(path: Any, size: Any, grey: Any, test_fraction: Any, seed: An
 def list_images(folder: Path) -> Listing:
     """Return the image files below `folder`, sorted by name, with the classes that its sub-folders are.
 
-    Raises FileNotFoundError if there is no such folder, ValueError if it is a file, holds no image, or if its
-    sub-folders are called like splits (`train`, `test`).
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it is a file, holds no image, or if its sub-folders are named like splits (`train`, `test`).
     """
     if not folder.exists():
         raise FileNotFoundError(f"path {folder} does not exist; give a folder of images")
@@ -89,7 +90,7 @@ def list_images(folder: Path) -> Listing:
 
 
 def _classes(names: list[str]) -> tuple[list[int], tuple[str, ...], bool]:
-    """Return labels, class names, and whether images stand beside sub-folders, in the folder that holds all of them."""
+    """Return labels, class names, and whether there are images beside sub-folders, in the folder that holds all."""
     outer = posixpath.commonpath([posixpath.dirname(name) for name in names])
     inner = [posixpath.relpath(name, outer or ".").split("/") for name in names]
     folders, beside = sorted({parts[0] for parts in inner if len(parts) > 1}), any(len(parts) == 1 for parts in inner)
@@ -103,7 +104,8 @@ def _classes(names: list[str]) -> tuple[list[int], tuple[str, ...], bool]:
 def read_folder(listing: Listing, settings: Settings) -> Arrays:
     """Return the images and labels of both splits; warn of the files that cannot be read.
 
-    Raises ValueError if fewer than two can be, or if they do not fit into memory.
+    Raises:
+        ValueError: if fewer than two can be read, or if they do not fit into memory.
     """
     images, kept, broken = read_images(listing, settings)
     first = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
@@ -119,8 +121,8 @@ def read_folder(listing: Listing, settings: Settings) -> Arrays:
 
 
 def read_images(listing: Listing, settings: Settings) -> tuple[np.ndarray, list[int], list[str]]:
-    """Return the images that can be read (N, size, size) or (N, size, size, 3), their places in the listing, and why
-    each of the others cannot."""
+    """Return the images that can be read, (N, size, size) or (N, size, size, 3), their indices in the listing, and the
+    reason why each of the others cannot."""
     shape = (len(listing.names), *settings.shape)
     check_memory("the images", 2 * prod(shape), "give a smaller size, or grey=True")
     images, kept, broken = np.empty(shape, np.uint8), list[int](), list[str]()
@@ -129,7 +131,7 @@ def read_images(listing: Listing, settings: Settings) -> tuple[np.ndarray, list[
         try:
             images[len(kept)] = read_image(listing.folder / name, settings.size, settings.grey)
             kept.append(place)
-        except Exception as error:  # a damaged file surfaces as whatever Pillow's decoders raise
+        except Exception as error:  # Pillow's decoders raise many types for a damaged file
             broken.append(f"{repr(name)[1:-1]} ({_reason(error)})")
     return images[: len(kept)], kept, broken
 
@@ -137,19 +139,19 @@ def read_images(listing: Listing, settings: Settings) -> tuple[np.ndarray, list[
 def read_image(path: Path, size: int, grey: bool) -> np.ndarray:
     """Return the middle square of one image file, size × size, uint8, turned upright as its EXIF data say.
 
-    Raises what Pillow raises for a file that is damaged, no image or far too large, and ValueError for levels whose
-    range nobody knows.
+    Raises what Pillow raises for a file that is damaged, not an image or far too large, and ValueError for levels whose
+    range is unknown.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("no regular file")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata,
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # but not of ten thousand by ten thousand pixels
+        warnings.simplefilter("ignore")  # about unusual metadata,
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # but not about too many pixels
         with Image.open(path, formats=_formats()) as image:
             image.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at 1/2, 1/4 or 1/8, well above `size`
             image.load()
             upright: Image.Image = image
-            with contextlib.suppress(Exception):  # damaged EXIF data are no reason to lose the image
+            with contextlib.suppress(Exception):  # an image with damaged EXIF data stays as it is
                 upright = ImageOps.exif_transpose(image)
             square = ImageOps.fit(eight_bit(upright, grey), (size, size), Image.Resampling.BILINEAR)
     return np.asarray(square)
@@ -165,7 +167,7 @@ def eight_bit(image: Image.Image, grey: bool) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    colour = image if image.mode in ("1", "L") else image.convert("RGB")  # from there Pillow knows a way to each mode
+    colour = image if image.mode in ("1", "L") else image.convert("RGB")  # Pillow converts RGB to every other mode
     return colour.convert("L" if grey else "RGB")
 
 
@@ -186,9 +188,10 @@ def places(names: list[str], seed: int) -> np.ndarray:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Names relative to `folder`, with slashes, of all files below it that are not hidden.
+    """Yield the names, relative to `folder` and with slashes, of all files below it that are not hidden.
 
-    A link to a folder is followed unless it leads to a folder above, inside or already seen: no loops, nothing twice.
+    A link to a folder is followed unless it leads to a folder above, inside or already seen, so that there are no loops
+    and no duplicates.
     """
     root, seen = folder.resolve(), set[Path]()
     for top, folders, files in os.walk(folder, onerror=_warn_of, followlinks=True):
@@ -227,18 +230,18 @@ def _extensions() -> set[str]:
 def _stamp(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
-    except OSError:  # a link that leads nowhere
+    except OSError:  # a broken link
         return 0, 0
     return status.st_size, status.st_mtime_ns
 
 
 def _bytes(name: str) -> bytes:
-    """The same on each system: macOS takes accents apart in names."""
+    """Return the name as the same bytes on each system: macOS decomposes accented letters."""
     return unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace")
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "no image that Pillow can read"
     if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
         return "too many pixels"

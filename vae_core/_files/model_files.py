@@ -46,7 +46,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     written under a temporary name, then renamed.
 
     Raises:
-        TypeError: The model is of another origin, or was changed after it was built.
+        TypeError: The model was not built by a function of `models`, or was changed afterwards.
         ValueError: Its likelihood has no name, or it is a conditional model under a condition.
         FileNotFoundError: The folder does not exist.
     """
@@ -66,7 +66,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     described = json.dumps(config, default=lambda number: number.item())  # NumPy's numbers
     with replacing(path) as part:
         save_file(tensors, part, {KEY: described})
-        part.chmod(0o644)  # safetensors lets nobody else read it
+        part.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def load(path: str | Path) -> "Autoencoder":
@@ -74,7 +74,7 @@ def load(path: str | Path) -> "Autoencoder":
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, of a later format, or of other origin.
+        ValueError: It is damaged, of a later format, or not a file that `save` wrote.
     """
     config, tensors = _read(Path(path))
     try:
@@ -88,20 +88,20 @@ def load(path: str | Path) -> "Autoencoder":
 
 
 def _build(config: dict[str, Any]) -> Any:
-    """The model without values, and without drawing any random number for them."""
+    """Return the model on the meta device: it has no values, and no random numbers are drawn for them."""
     with torch.device("meta"):
         arguments = {**config["arguments"], "likelihood": from_config(config["arguments"]["likelihood"])}
         return BUILDERS[config["function"]](**arguments)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the tensors in a file."""
+    """Return the config and the tensors in a file."""
     if not path.is_file():
         raise FileNotFoundError(f"path must be a file that models.save wrote, got {path}")
     try:
         with safe_open(path, "pt") as file:
             described = (file.metadata() or {}).get(KEY)
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, it is no dict
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
     try:

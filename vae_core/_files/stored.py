@@ -18,7 +18,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class _Source:
-    """How torchvision keeps one data set: its class, its folder, one image's shape as stored in the npz."""
+    """How torchvision stores one data set: its class, its folder, and the shape of an image in the npz."""
 
     cls_name: str
     folder: str
@@ -26,7 +26,7 @@ class _Source:
     splits: Callable[[Any, str, bool], Iterator]  # (cls, root, download) -> train and test
 
     def archives(self, cls: Any) -> list[tuple[str, str]]:
-        """(path below the root, md5) of every archive that torchvision would download."""
+        """Return (path below the root, md5) of every archive that torchvision would download."""
         if self.cls_name == "SVHN":
             return [(cls.split_list[split][1], cls.split_list[split][2]) for split in ("train", "test")]
         if self.cls_name == "CIFAR10":
@@ -51,10 +51,11 @@ SOURCES = {
 
 
 def read_cache(name: str, path: Path, shape: tuple[int, ...], classes: int = 10) -> Arrays:
+    """Return the arrays in the npz at `path`. Raise ValueError if it is damaged or holds another data set."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in ARRAYS}  # the zip's own checksums are verified here
-    except Exception as error:  # a changed byte surfaces as whatever zipfile, zlib or numpy makes of it
+    except Exception as error:  # zipfile, zlib and numpy raise many types for a damaged file
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} is damaged or not ours ({reason}); delete or move it, then load again") from error
     if problem := _problem(arrays, shape, classes):
@@ -63,7 +64,7 @@ def read_cache(name: str, path: Path, shape: tuple[int, ...], classes: int = 10)
 
 
 def _problem(arrays: Arrays, shape: tuple[int, ...], classes: int = 10) -> str | None:
-    """What keeps these arrays from being images of this shape with this number of classes, or None."""
+    """Return why these arrays are not images of this shape with this number of classes, or None if they are."""
     for split in ("train", "test"):
         x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
         if x.dtype != np.uint8 or x.shape[1:] != shape:
@@ -76,7 +77,7 @@ def _problem(arrays: Arrays, shape: tuple[int, ...], classes: int = 10) -> str |
 
 
 def check_writable(folder: Path, name: str, way_out: str) -> None:
-    """Make `folder` if need be; OSError says that `name` cannot be written, why, and the way out."""
+    """Create `folder` if necessary. Raise OSError if it cannot be written, with the reason and the way out."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -86,12 +87,13 @@ def check_writable(folder: Path, name: str, way_out: str) -> None:
 
 
 def write_cache(path: Path, arrays: Arrays) -> None:
+    """Write the arrays to an npz at `path`, under a temporary name first."""
     with replacing(path) as part:
         np.savez(part, **arrays)  # type: ignore[arg-type]
 
 
 def read_torchvision(name: str, root: Path) -> Arrays:
-    """From torchvision's files below the root if any are there, else downloaded to a folder that goes again."""
+    """Return arrays from torchvision's files below the root, or else from a download, which is deleted afterwards."""
     from torchvision import datasets
 
     source = SOURCES[name]
@@ -118,7 +120,7 @@ def _check_archives(name: str, root: Path, archives: list[tuple[str, str]]) -> N
 def _one_sentence(kind: type[Exception], sentence: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # torchvision raises whatever its readers and urllib raise
+    except Exception as error:  # torchvision passes on what its readers and urllib raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise kind(f"{sentence} ({reason})") from error
 
@@ -132,12 +134,12 @@ def _read_splits(name: str, source: _Source, cls: Any, root: Path) -> Arrays:
     return arrays
 
 
-def _images(split) -> np.ndarray:
+def _images(split: Any) -> np.ndarray:
     x = np.asarray(split.data)
     return x.transpose(0, 2, 3, 1) if x.ndim == 4 and x.shape[1] == 3 else x  # SVHN comes N×3×H×W
 
 
-def _labels(split) -> np.ndarray:
+def _labels(split: Any) -> np.ndarray:
     return np.asarray(split.targets if hasattr(split, "targets") else split.labels).astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""What a run needs to go on after its last whole epoch: written at once or not at all, refused if it is another's."""
+"""Checkpoints: what a run needs to continue after its last complete epoch. They are written whole or not at all."""
 
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ OWN = ("capturable", "fused", "foreach")  # how an optimizer computes on its dev
 
 
 def save(path: Path, model: nn.Module, optimizer: Optimizer, history: list, settings: dict, best: dict) -> None:
-    """Write weights, optimizer, history (so the epoch and the place in the schedule), random state and settings.
+    """Write weights, optimizer, history (hence the epoch and the place in the schedule), random state and settings.
 
     Args:
-        path: the file; it is replaced at once.
-        model, optimizer, history: as they are after a whole epoch.
-        settings: numbers and strings that a run that goes on must share.
+        path: the file; it is replaced atomically.
+        model, optimizer, history: as they are after a complete epoch.
+        settings: numbers and strings that a run must share to continue from this file.
         best: what early stopping keeps; empty without it.
 
-    Raises OSError if it cannot be written; the checkpoint before it stays.
+    Raises:
+        OSError: if it cannot be written; the previous checkpoint then stays.
     """
     rng, device = {"cpu": torch.get_rng_state()}, device_of(model)
     if device.type == "cuda":
@@ -33,7 +34,7 @@ def save(path: Path, model: nn.Module, optimizer: Optimizer, history: list, sett
     try:
         with replacing(path) as part:
             torch.save({**state, "rng": rng, "settings": settings}, part)
-    except RuntimeError as error:  # torch's way of saying that the disk is full
+    except RuntimeError as error:  # which torch raises if the disk is full
         raise OSError(f"{path} cannot be written ({error}); make room, then go on with --resume") from error
 
 
@@ -44,12 +45,14 @@ def restore(
 
     Args:
         path, model, optimizer, settings: as for `save`.
-        epochs: how many epochs the run is to have in all.
-        resume: whether the caller wants to go on from a checkpoint.
+        epochs: the total number of epochs of the run.
+        resume: whether to continue from a checkpoint.
 
     Returns the history so far and what early stopping had kept, both empty where there is no checkpoint.
 
-    Raises FileExistsError if there is one and `resume` is False, ValueError if it is of another run, or no checkpoint.
+    Raises:
+        FileExistsError: if there is one and `resume` is False.
+        ValueError: if it is of another run or damaged.
     """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +75,7 @@ def restore(
 
 
 def differences(saved: Any, asked: dict) -> str:
-    """Return which settings differ, and how, in one line; nothing if none does."""
+    """Return which settings differ, and how, in one line; an empty string if none does."""
     saved = saved if isinstance(saved, dict) else {}
     names = [name for name in asked | saved if saved.get(name) != asked.get(name)]
     return ", ".join(f"its {name} is {saved.get(name)!r}, asked for was {asked.get(name)!r}" for name in names)
@@ -82,7 +85,7 @@ def _load_optimizer(optimizer: Optimizer, state: dict) -> None:
     own = [{name: group[name] for name in OWN if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, values in zip(optimizer.param_groups, own, strict=True):
-        group |= values  # whatever device the run was begun on
+        group |= values  # for this device, not for the one that the run started on
 
 
 def _set_random_state(rng: dict[str, Tensor], device: torch.device) -> None:
@@ -100,7 +103,7 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign or truncated file fails in as many ways as there are files
+    except Exception as error:  # torch raises many types for a foreign or truncated file
         kind = type(error).__name__
         raise ValueError(f"{path} is no complete checkpoint ({kind}); delete it to start anew") from error
     if not isinstance(state, dict) or set(state) != KEYS:

@@ -13,7 +13,7 @@ Loss = Callable[[], float]
 
 
 class EarlyStopping:
-    r"""What `fit` takes as `after_epoch` in order to stop when the validation loss no longer falls.
+    r"""Pass it to `fit` as `after_epoch` to stop training when the validation loss no longer falls.
 
     .. code-block:: python
 
@@ -22,18 +22,18 @@ class EarlyStopping:
 
     Each row of the history gets `validation_loss`: minus the mean of the objective that is trained, over the validation
     data, in evaluation mode, in batches of the training's size, with the same random numbers each time, nats per datum.
-    An annealed objective gets the weight of the end of training. Training stops after `patience` epochs in a row
-    without a new lowest value (nan is none). However it ends, by Ctrl-C or an error too, the model then has the
-    parameters and buffers of the best epoch; without a finished epoch it has those that it would have anyway.
+    An annealed objective gets its weight at the end of training. Training stops after `patience` epochs in a row
+    without a new lowest value (nan never is one). However training ends, even by Ctrl-C or an error, the model then has
+    the parameters and buffers of the best epoch, if an epoch was completed.
 
-    A checkpoint holds the best state too, and a run that goes on from one stops where it would have stopped; it may
-    have another `patience`. Several processes stop together, by the first one's figures. One object may be used again:
-    each `fit` starts it anew.
+    A checkpoint holds the best state too, and a resumed run stops where it would have stopped; it may have another
+    `patience`. Several processes stop together, by the loss of the first one. An object may be used again: each `fit`
+    resets it.
 
     Args:
         x: validation data, of the kinds that `fit` takes.
-        y: their labels or conditions, if `fit` gets some.
-        patience: epochs, 1 or more.
+        y: their labels or conditions, if `fit` gets labels or conditions.
+        patience: a number of epochs, 1 or more.
         seed: of the random numbers of each evaluation.
 
     Attributes:
@@ -52,11 +52,11 @@ class EarlyStopping:
         self.start(None, {})
 
     def start(self, loss: Loss | None, state: dict[str, Any]) -> None:
-        """Begin a run, or go on with it.
+        """Start or resume a run.
 
         Args:
             loss: computes the validation loss of the model as it is.
-            state: of a checkpoint; empty for a new run.
+            state: from a checkpoint; empty for a new run.
         """
         self._loss = loss
         self.epoch: int = state.get("epoch", 0)
@@ -77,16 +77,16 @@ class EarlyStopping:
 
     @property
     def stopped(self) -> bool:
-        """Whether the last `patience` epochs brought no new lowest loss."""
+        """Whether the last `patience` epochs had no new lowest loss."""
         return self.epoch - self.best_epoch >= self.patience
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it."""
+        """Return what a checkpoint keeps of this object."""
         kept = {"epoch": self.epoch, "best_epoch": self.best_epoch, "best_loss": self.best_loss}
         return kept | {"model": self.best}
 
     def finish(self, model: nn.Module) -> None:
-        """Give the model its best state, if there is one; the loss's data are let go."""
+        """Load the best state into the model, if there is one, and release the validation data."""
         self._loss = None
         if self.best:
             model.load_state_dict(self.best)

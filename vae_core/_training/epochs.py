@@ -1,4 +1,4 @@
-"""One pass over the data: its schedule, its row of the history, and the good state that an error goes back to."""
+"""One epoch: its schedule, its row of the history, and the state that is restored after an error."""
 
 import copy
 import time
@@ -30,7 +30,7 @@ class Schedule:
         self.weight = anneal or (lambda progress: 1.0)
 
     def __call__(self, epoch: int, k: int) -> tuple[float, float]:
-        """Rate and weight in the k-th step of an epoch, both from 0."""
+        """Return rate and weight in the k-th step of an epoch; both are counted from 0."""
         progress = (epoch * self.steps + k + 0.5) / self.total
         return self.rate(progress), self.weight(progress)
 
@@ -38,7 +38,7 @@ class Schedule:
 def training_seed(seed: int) -> int:
     """Return the seed of shuffling and noise in training, which differs from the seed of the initialisation.
 
-    With the same one the noise of the first epoch would consist of the very random numbers that made the weights.
+    With the same seed, the noise of the first epoch would repeat the random numbers that initialised the weights.
     """
     return (seed + 1) * 0x9E3779B97F4A7C15 % 2**63
 
@@ -48,20 +48,20 @@ def one_cycle(progress: float, warm_up: float = 0.3, start: float = 0.04) -> flo
 
     Source: Smith and Topin (2019).
     """
-    # torch's OneCycleLR counts steps, so it has state to be saved, and its rates are other ones than those recorded.
+    # Not torch's OneCycleLR: its state would have to be saved, and its rates differ from those of the recorded runs.
     if progress < warm_up:
         return start + (1 - start) * (0.5 - 0.5 * cos(pi * progress / warm_up))
     return 0.5 + 0.5 * cos(pi * (progress - warm_up) / (1 - warm_up))
 
 
 def train_epoch(step: Step, model: nn.Module, pace: Schedule, epoch: int, bar: tqdm) -> dict[str, float]:
-    """Train for one epoch and return its row of the history. After an error the model is as it was before."""
+    """Train for one epoch and return its row of the history. After an error the model has its state from before."""
     start, good = time.perf_counter(), copy.deepcopy(model.state_dict())
     try:
         sums, names = _epoch(step, pace, epoch, bar)
         _check_finite(step, sums, names, model, good, epoch + 1)
     except BaseException as error:
-        if isinstance(error, Exception) or _spoilt(model.state_dict(), good):  # Ctrl-C leaves what is trained so far
+        if isinstance(error, Exception) or _spoilt(model.state_dict(), good):  # Ctrl-C keeps what is trained so far
             model.load_state_dict(good)
         raise
     means = dict(zip(names, (sums.cpu().double().sum(0) / pace.images).tolist(), strict=True))
@@ -70,7 +70,7 @@ def train_epoch(step: Step, model: nn.Module, pace: Schedule, epoch: int, bar: t
 
 
 def _epoch(step: Step, pace: Schedule, epoch: int, bar: tqdm) -> tuple[Tensor, list[str]]:
-    """One pass over the data in random order; the sums of loss and terms of every step, (steps, 1 + terms)."""
+    """Return the sums of loss and terms of every step of one epoch, (steps, 1 + terms), and the terms' names."""
     sums = []
     order = torch.randperm(len(step.x), device="cpu")  # the same in every process
     with step.own_noise(pace.seed, epoch):
@@ -78,11 +78,11 @@ def _epoch(step: Step, pace: Schedule, epoch: int, bar: tqdm) -> tuple[Tensor, l
             sums.append(step(index, *pace(epoch, k)))
             bar.update(len(index))
     step.share_buffers()
-    return step.sum_over_processes(torch.stack(sums)), ["loss", *step.names]  # nothing left the device until here
+    return step.sum_over_processes(torch.stack(sums)), ["loss", *step.names]  # the first transfer from the device
 
 
 def figures_of(function: Callable, model: nn.Module, row: dict[str, float]) -> dict[str, float]:
-    """What `function(model)` returns in evaluation mode; random state and each module's mode are left as they were."""
+    """Return what `function(model)` does in evaluation mode; random state and modes are restored afterwards."""
     with evaluation_mode(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         figures = function(model)
     if figures is None:
@@ -123,6 +123,6 @@ def _check_finite(
 
 
 def _spoilt(state: dict[str, Tensor], good: dict[str, Tensor]) -> Tensor:
-    """How many tensors are no longer finite, on their device (a mask of -inf, say, never was)."""
+    """Return how many tensors are no longer finite, on their device (a mask of -inf, for example, never was)."""
     names = [name for name, value in state.items() if value.is_floating_point()]
     return torch.stack([good[name].isfinite().all() & ~state[name].isfinite().all() for name in names]).sum()

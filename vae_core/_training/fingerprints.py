@@ -1,4 +1,4 @@
-"""What makes a training run what it is, in words and checksums that are the same in another process."""
+"""Descriptions and checksums of a run's data and functions, which are the same in another process."""
 
 import hashlib
 import inspect
@@ -21,12 +21,12 @@ def digest_of(tensor: Tensor) -> str:
 
 
 def describe(value: Any, depth: int = 4) -> str:
-    """Return what an objective, an optimizer or one of their arguments is, in words that say all that decides it.
+    """Return a description of an objective, an optimizer or one of their arguments that changes when it does.
 
-    A function of `vae_core` is its qualified name. Any other one is its name, its compiled code (which depends on the
-    version of Python), and the numbers, strings, tensors and functions that it closes over or finds as globals of its
-    module. A partial is its function and arguments. Any other object is the name of its type, so changes inside of
-    objects, lists and modules are not seen.
+    For a function of `vae_core` it is the qualified name. For any other function it is the name, the compiled code
+    (which depends on the version of Python), and the numbers, strings, tensors and functions that it closes over or
+    uses as globals of its module. For a partial it is function and arguments. For any other object it is the name of
+    its type, so changes inside objects, lists and modules are not noticed.
 
     Args:
         value: anything.
@@ -46,7 +46,7 @@ def describe(value: Any, depth: int = 4) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A number (NumPy's as Python's), string or constant tensor; nothing for other objects."""
+    """Return a number (NumPy's as Python's), string or constant tensor as text; an empty string for other objects."""
     if value is None or isinstance(value, bool | str | bytes):
         return repr(value)
     if isinstance(value, Real):
@@ -73,7 +73,7 @@ def _function(function: FunctionType, depth: int) -> str:
 
 
 def _beside(function: FunctionType, other: Any) -> bool:
-    """Whether `other` is a function of the same module."""
+    """Return whether `other` is a function of the same module."""
     return isinstance(other, FunctionType) and other.__module__ == function.__module__
 
 

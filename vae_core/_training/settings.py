@@ -1,4 +1,4 @@
-"""What `fit` is told: each argument checked, and an optimizer made, before anything is trained."""
+"""The arguments of `fit`, each checked before anything is trained; the device and the optimizer."""
 
 import inspect
 from collections.abc import Callable
@@ -21,9 +21,11 @@ EXAMPLES = "such as torch.optim.AdamW or functools.partial(torch.optim.SGD, mome
 
 
 def check_numbers(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with NumPy's numbers as Python's, which is all that a checkpoint may hold.
+    """Return the settings with NumPy's numbers as Python's, since a checkpoint can hold no others.
 
-    Raises TypeError for another type, ValueError for a value out of range; the message names the setting.
+    Raises:
+        TypeError: for another type.
+        ValueError: for a value out of range; the message names the setting.
     """
     check_seed(settings["seed"])
     for name, known in CHOICES.items():
@@ -48,7 +50,7 @@ def _number(name: str, value: Any) -> float:
 def check_callables(
     objective: Callable, optimizer: Callable, anneal: Callable | None, after_epoch: Callable | None
 ) -> None:
-    """Raise TypeError unless they can be called, ValueError unless `anneal` gives finite numbers at both ends."""
+    """Raise TypeError unless they can be called, ValueError unless `anneal` returns finite numbers at both ends."""
     if isinstance(optimizer, Optimizer):
         made = f"got one of class {type(optimizer).__name__} that is made already"
         raise TypeError(f"optimizer must be what makes one from (params, lr=…, weight_decay=…), {EXAMPLES}, {made}")
@@ -92,7 +94,7 @@ def check_batches(n: int, model: nn.Module, batch_size: int, drop_last: bool, pr
 
 def find_runtime(device: str | torch.device | Runtime | None, model: nn.Module) -> Runtime:
     """Return where to train: on `device`, or where the model is. Raises what `Runtime.detect` raises, and ValueError
-    for autocast with 16-bit floats that need gradients to be scaled."""
+    for autocast with float16, whose gradients would need to be scaled."""
     if isinstance(device, Runtime):
         runtime = device
     else:
@@ -106,9 +108,11 @@ def find_runtime(device: str | torch.device | Runtime | None, model: nn.Module) 
 def make_optimizer(
     optimizer: Callable[..., Optimizer], model: nn.Module, learning_rate: float, weight_decay: float
 ) -> Optimizer:
-    """Return the optimizer of a model's parameters: fused, and on CUDA capturable, where it can be.
+    """Return the optimizer of a model's parameters: fused, and on CUDA capturable, where possible.
 
-    Raises ValueError if it cannot be made with these settings or would need a closure, TypeError if it is none.
+    Raises:
+        ValueError: if it cannot be made with these settings or needs a closure.
+        TypeError: if it is not an optimizer.
     """
     fixed = getattr(optimizer, "keywords", {})
     for name, ours in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
@@ -125,7 +129,7 @@ def make_optimizer(
     closure = inspect.signature(made.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(f"optimizer must make a step without a closure, which {type(made).__name__} cannot")
-    for group in made.param_groups:  # a checkpoint may hold nothing of NumPy's
+    for group in made.param_groups:  # a checkpoint cannot hold NumPy's numbers
         group |= {name: _python(value) for name, value in group.items() if name != "params"}
     return made
 
@@ -137,7 +141,7 @@ def _python(value: Any) -> Any:
 
 
 def _fast_options(optimizer: Callable, fixed: dict[str, Any], device: str) -> dict[str, bool]:
-    """What makes torch's own optimizers fast, as far as the caller has not decided it."""
+    """Return the options that make torch's own optimizers fast, except those that the caller has set."""
     kind: Any = getattr(optimizer, "func", optimizer)
     options = {}
     if isinstance(kind, type) and issubclass(kind, Adam | SGD) and device in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""One step of gradient descent: plain, as part of several processes, or captured whole in a CUDA graph."""
+"""One step of gradient descent: plain, shared by several processes, or captured as a CUDA graph."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -11,21 +11,21 @@ from torch.optim import Optimizer
 
 from vae_core.runtime import Runtime, checked_input, dtype_of, random_state, unit_interval
 
-RESERVED = ("epoch", "loss", "seconds")  # what a row of the history holds besides the terms
+RESERVED = ("epoch", "loss", "seconds")  # names in a row of the history that terms cannot have
 
 
 class Step:
-    """Gather a batch by index, differentiate minus the objective, let the optimizer step.
+    """Gather a batch by index, differentiate minus the objective, and let the optimizer make a step.
 
-    `step(index, rate, weight)` returns the sums of loss and terms over the batch, (1 + terms,), on the device. Of
-    several processes each takes every world_size-th datum of the batch; the average of their gradients is then that of
-    the loss over the whole batch.
+    `step(index, rate, weight)` returns the sums of loss and terms over the batch, (1 + terms,), on the device. With
+    several processes each takes every world_size-th datum of the batch; the average of their gradients is that of the
+    loss over the whole batch.
 
     Args:
         model: on the runtime's device.
-        x: data (N, ...), there too, or on the CPU if they are too large for the device.
-        objective: (model, batch, of `y` its rows, weight if `annealed`) -> values (B,), or these and a dict of terms.
-        optimizer: its learning rates are those of the schedule's peak.
+        x: data (N, ...), on the same device, or on the CPU if they are too large for it.
+        objective: (model, batch, its rows of `y`, weight if `annealed`) -> values (B,), or these and a dict of terms.
+        optimizer: its learning rates are the peak rates of the schedule.
         reduction: "mean" or "sum", over the batch.
         runtime: device and processes.
         annealed: whether the objective is called with the weight.
@@ -51,10 +51,10 @@ class Step:
         self.names: list[str] = []
         self.trains = False  # whether a gradient has been seen
         self.evaluate: nn.Module = self.objective
-        if runtime.world_size > 1:  # a parameter without a gradient stays as it is, as in one process
+        if runtime.world_size > 1:  # as in one process, a parameter without a gradient does not move
             self.evaluate = DistributedDataParallel(self.objective, find_unused_parameters=True)
         for group in optimizer.param_groups:
-            group.setdefault("initial_lr", float(group["lr"]))  # as torch's own schedules call it
+            group.setdefault("initial_lr", float(group["lr"]))  # the name that torch's own schedules use
 
     def __call__(self, index: Tensor, rate: float, weight: float = 1.0) -> Tensor:
         """Make one step.
@@ -78,14 +78,15 @@ class Step:
             tensor.fill_(weight)
 
     def advance(self, index: Tensor, loss_weight: float) -> Tensor:
-        """Make the step, in the way of this class."""
+        """Make the step; `GraphedStep` replays a graph here."""
         return self.gradient_step(index, loss_weight)
 
     def gradient_step(self, index: Tensor, loss_weight: float) -> Tensor:
         """Make one step on the data of these indices, whose loss is multiplied by `loss_weight`; return the sums.
 
-        Raises TypeError or ValueError for an objective that returns something else than values and terms, (B,) each,
-        or whose values do not depend on the parameters.
+        Raises:
+            TypeError, ValueError: for an objective that does not return values and terms, (B,) each, or whose values do
+                not depend on the parameters.
         """
         value, terms = self.evaluate(*self.batch(self.x, self.y, index))
         self._take_names(terms)
@@ -94,11 +95,11 @@ class Step:
         loss.backward()
         self._check_gradients()
         self.optimizer.step()
-        torch.clear_autocast_cache()  # within torch.autocast it holds the weights of before the step
+        torch.clear_autocast_cache()  # within torch.autocast it holds the weights from before the step
         return torch.stack([-_sum(value), *(_sum(terms[name]) for name in self.names)]).detach()
 
     def batch(self, x: Tensor, y: Tensor | None, index: Tensor) -> tuple[Tensor, ...]:
-        """What the objective is called with besides the model, for the rows `index` of x and y."""
+        """Return the objective's arguments besides the model, for the rows `index` of x and y."""
         images = unit_interval(x[index].to(self.runtime.device), self.dtype)
         labels = () if y is None else (y[index.to(y.device)].to(self.runtime.device),)
         return (images, *labels, *self.anneal)
@@ -127,7 +128,7 @@ class Step:
             raise ValueError(DETACHED)
 
     def local_indices(self, index: Tensor) -> Tensor:
-        """Return this process's part of a batch: all of it in a run of one process."""
+        """Return this process's part of a batch; a single process takes all of it."""
         return index[self.runtime.rank :: self.runtime.world_size]
 
     def loss_weight(self, local: Tensor, index: Tensor) -> float:
@@ -136,7 +137,7 @@ class Step:
 
     @contextlib.contextmanager
     def own_noise(self, seed: int, epoch: int) -> Iterator[None]:
-        """Within one epoch each of several processes draws its own noise; a single one goes on with its stream."""
+        """Inside the block, each of several processes draws its own noise; a single one continues its stream."""
         if self.runtime.world_size == 1:
             yield
             return
@@ -144,13 +145,13 @@ class Step:
             yield
 
     def sum_over_processes(self, sums: Tensor) -> Tensor:
-        """Return sums over the whole batches, the same in every process."""
+        """Return the sums over the whole batches, the same in every process."""
         if self.runtime.world_size > 1:
             distributed.all_reduce(sums)
         return sums
 
     def share_buffers(self) -> None:
-        """Give every process the first one's buffers, batch norm's averages say, as each of its steps does."""
+        """Copy the first process's buffers, such as batch norm's averages, to all processes, as each step does."""
         if self.runtime.world_size > 1:
             for buffer in self.model.buffers():
                 distributed.broadcast(buffer, 0)
@@ -159,20 +160,20 @@ class Step:
 class GraphedStep(Step):
     """The same step on a CUDA device, captured once and replayed: no Python, no launches, no synchronisation.
 
-    The first steps run eagerly, which is the warm-up that capturing needs; so does a last, smaller batch, always.
+    The first steps run eagerly, as the warm-up that capturing needs, and so does each last, smaller batch.
     Streams and graphs belong to the device of the data, which need not be the current one.
     """
 
     WARM_UP = 3
 
-    def __init__(self, *arguments) -> None:
+    def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.side = torch.cuda.Stream(self.x.device)  # for the warm-up and the capture
         self.eager_steps = 0
-        self.size = 0  # of the batch that is captured, the largest one
+        self.size = 0  # of the captured batch, the largest one
         self.graph: torch.cuda.CUDAGraph | None = None
         self.index, self.sums = torch.empty(0), torch.empty(0)  # what the graph reads and writes
-        for group in self.optimizer.param_groups:  # may change between replays
+        for group in self.optimizer.param_groups:  # so that they can change between replays
             group["lr"] = torch.tensor(float(group["lr"]), device=self.x.device, dtype=torch.float32)
 
     def __call__(self, index: Tensor, rate: float, weight: float = 1.0) -> Tensor:
@@ -212,14 +213,14 @@ class GraphedStep(Step):
 
 
 class _Objective(nn.Module):
-    """The objective as a forward pass, which is where DistributedDataParallel looks."""
+    """The objective as the forward pass of a module, which DistributedDataParallel needs."""
 
     def __init__(self, model: nn.Module, objective: Callable) -> None:
         super().__init__()
         self.model, self.function = model, objective
 
     def forward(self, batch: Tensor, *further: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        with checked_input():  # `fit` has looked at all data
+        with checked_input():  # `fit` has checked all data
             result = self.function(self.model, batch, *further)
         value, terms = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
         _check_values(value, "the objective", "one value per image", batch)
@@ -256,5 +257,5 @@ def _kind(value: Any) -> str:
 
 
 def _sum(values: Tensor) -> Tensor:
-    """Their sum, in 32 bits at least."""
+    """Return the sum, in 32 bits at least."""
     return values.sum(dtype=torch.promote_types(values.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Whether data lie where a model's likelihood has its support: asked once, before anything is trained."""
+"""Whether data lie in the support of a model's likelihood: checked once, before anything is trained."""
 
 import contextlib
 import copy
@@ -13,21 +13,21 @@ from torch.distributions import Distribution
 from vae_core._checks.support import check_support
 from vae_core.runtime import checked_input, evaluation_mode, random_state, unit_interval
 
-ROWS = 1024  # that are looked at together where not all data are in the support
+ROWS = 1024  # the number of rows that are checked together where not all data are in the support
 
 
 def check_data(model: Any, x: Tensor, objective: Callable, further: Callable[[slice], tuple], name: str = "x") -> None:
     """Raise ValueError if `x` holds values for which the likelihood, as the objective uses it, is not defined.
 
     The likelihood is that of one decoded code. Models that decode none, and data of another shape than its events, are
-    not looked at. If values lie outside of its support, the objective is called with some of them: where it transforms
-    them (scales, rounds, adds noise) before it asks the likelihood, the transformed values count.
+    not checked. If values lie outside of its support, the objective is called with some of them: if it transforms them
+    (scales, rounds, adds noise) before it evaluates the likelihood, the transformed values count.
 
     Args:
         model: any model, on its device.
         x: data (N, ...), on any device.
         objective: what is maximised.
-        further: what the objective is called with besides model and batch, for a slice of rows.
+        further: returns the objective's arguments besides model and batch, for a slice of rows.
         name: what the message calls `x`.
     """
     likelihood = _decoded(model)
@@ -41,7 +41,7 @@ def check_data(model: Any, x: Tensor, objective: Callable, further: Callable[[sl
 
 
 def _decoded(model: Any) -> Distribution | None:
-    """p(x|z) at one code; None for a model for which a code, and a condition if it takes one, do not suffice."""
+    """Return p(x|z) at one code, or None for a model that needs more than a code and a condition."""
     if not hasattr(model, "likelihood"):
         return None
     weight = next(model.parameters())
@@ -51,13 +51,13 @@ def _decoded(model: Any) -> Distribution | None:
                 model = model.given(weight.new_zeros(condition_dim))
             z = model.prior.sample((1,)) if hasattr(model, "prior") else weight.new_zeros(1, model.latent_dim)
             return model.likelihood(z)
-    except Exception:  # a model of another kind; if it is broken, the first step says so
+    except Exception:  # another kind of model; if it is broken, the first step raises the error
         return None
 
 
 @contextlib.contextmanager
 def _without_hooks(model: nn.Module) -> Iterator[None]:
-    """The user's forward hooks, which may count, do not run within."""
+    """Inside the block, the user's forward hooks, which may count calls, do not run."""
     hooks = {module: module._forward_hooks for module in model.modules()}
     for module in hooks:
         module._forward_hooks = OrderedDict()
@@ -69,7 +69,7 @@ def _without_hooks(model: nn.Module) -> Iterator[None]:
 
 
 def _transformed(model: Any, likelihood: Distribution, x: Tensor, objective: Callable, further: Callable) -> bool:
-    """Whether the objective asks the likelihood for values in its support alone, for the first rows that are not."""
+    """Return whether the objective evaluates the likelihood only inside its support, for the first rows outside it."""
     device, dtype = next(model.parameters()).device, x.dtype if x.is_floating_point() else torch.float32
     for start in range(0, len(x), ROWS):
         rows = slice(start, start + ROWS)
@@ -93,17 +93,17 @@ def _asks_inside(model: Any, batch: Tensor, objective: Callable, further: tuple)
             objective(_watched(model), batch, *further)
     except _OutsideSupportError:
         return False
-    except Exception:  # whatever else is wrong, the first step says so
+    except Exception:  # if anything else is wrong, the first step raises the error
         return True
     return True
 
 
 class _OutsideSupportError(Exception):
-    """The likelihood was asked for values outside of its support."""
+    """The likelihood was evaluated outside of its support."""
 
 
 def _watched(model: Any) -> Any:
-    """The same model, but its likelihoods look at the values that they are asked for."""
+    """Return a copy of the model whose likelihoods check the values that they are evaluated at."""
     view = copy.copy(model)
     view.likelihood = lambda z: _watched_likelihood(model.likelihood(z))
     if hasattr(model, "given"):

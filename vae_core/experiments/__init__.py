@@ -1,15 +1,15 @@
-"""The recorded experiments, built on the core: what they are, how they run, what they leave behind.
+"""The recorded experiments, built on the core: their settings, their runs, and the files that a run writes.
 
 ====================  ==============================================================
 `residual`            a residual convolutional VAE for a GPU
 `contrastive`         the encoders and objectives of chapter 18's contrastive runs
 `definition`          what defines an experiment: network, data, settings; what it costs
 `registry`            the named experiments
-`setups`              what an experiment is made of: model, images, objective
-`records`             what a run leaves behind: records and weights
-`figures`             the losses and other figures in a record
+`setups`              the parts of an experiment: model, images, objective
+`records`             what a run writes: records and weights
+`figures`             the losses and other measures in a record
 `run`                 train, test and record a named experiment
-`results`             recorded results as the chapters load them
+`results`             the recorded results, for the chapters
 `command_line`        ``python -m vae_core``
 ====================  ==============================================================
 """

@@ -45,9 +45,9 @@ terminal only) on stderr. Exit status: 0 done, 1 an error that the sentence name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 1 with one sentence on stderr for bad input, 130 if interrupted.
+    """Run one command; return 0 on success, 1 after one sentence on stderr for bad input, 130 if interrupted.
 
-    With `--debug` an error's traceback is shown instead of its sentence alone.
+    With `--debug` an error shows its traceback.
     """
     options = parser().parse_args(arguments)
     try:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _print_warning  # type: ignore[assignment]
             options.command(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, `head` say, has gone; what is still buffered must not complain at exit
+    except BrokenPipeError:  # the program that reads, such as `head`, has ended; discard what is buffered
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError, ArithmeticError) as error:
@@ -113,7 +113,7 @@ def _shared_options() -> list[argparse.ArgumentParser]:
 
 
 def _bar() -> bool:
-    """Whether to show a progress bar: not where stderr goes into a file or a pipe."""
+    """Return whether to show a progress bar: not where stderr goes to a file or a pipe."""
     return sys.stderr.isatty()
 
 
@@ -143,12 +143,12 @@ def _state(path: Path) -> str:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    """Every rank of `torchrun` walks the same list and takes what nobody else has: a lock per record shares it out."""
+    """Run all experiments without a record; each process of `torchrun` takes those that no other has locked."""
     todo = experiment_run.pending(options.out, options.only)
     print(f"{len(todo)} runs without a valid record among those that match {options.only!r}")
     for k, (experiment, seed) in enumerate(todo, 1):
         if read_record(experiment, seed, options.out):
-            continue  # another process made it meanwhile
+            continue  # another process has made it since
         print(f"[{k}/{len(todo)}] {experiment.name}, seed {seed}", flush=True)
         run = dict(
             seed=seed, device=options.device, data_root=options.data_root, out=options.out, resume=True, progress=_bar()
@@ -175,7 +175,7 @@ def _table(options: argparse.Namespace) -> None:
 
 
 def _epochs(path: Path) -> int:
-    """The number of epochs of the record at `path`, 0 if there is none that can be read."""
+    """Return the number of epochs of the record at `path`, 0 if there is none that can be read."""
     try:
         return len(json.loads(path.read_text())["history"])
     except (ValueError, TypeError, KeyError, OSError):
@@ -199,7 +199,7 @@ def _run(options: argparse.Namespace) -> None:
         data=options.data, progress=_bar(),
     )  # fmt: skip
     if "test" not in record:
-        return  # not the first of several processes: that one tells
+        return  # only the first of several processes prints the result
     figures = record["test"]
     title = record["name"] + (f" on {experiment.dataset}" if options.data else "")
     print(f"{title}: {len(record['history'])} epochs, seed {record['seed']}, {record['device']}")

@@ -26,27 +26,41 @@ IMAGES = {  # number of training images, and their shape
     "svhn": (73_257, (3, 32, 32)),
 }
 ALWAYS_IN_CONFIG = ("name", "source", "dataset", "model", "training")
-NOT_IN_CONFIG = ("printed", "weights", "snapshots", "more_seeds")  # no figure of a run depends on them
+NOT_IN_CONFIG = ("printed", "weights", "snapshots", "more_seeds")  # no result of a run depends on them
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment, complete but for the machine.
+    """One experiment: everything that determines its run, except the machine.
 
-    `model` are the arguments of a function of `models`, which its key `network` names (`mlp_vae` without it);
-    `training` those of `fit`. `seed` is its own, `more_seeds` are those that `reproduce` runs beside it.
-    `label` keeps the images of one class only; `corruption` is the share of training pixels that
-    `evaluation.add_outliers` hits; `binarise` draws every pixel anew for each batch, 1 with the probability that its
-    grey value gives, and reports log p(x) too; with `binarise_once` the training images are drawn once and stay so;
-    `kl_warm_up` is the share of training over which the KL's weight rises to 1; `track_test` tests after every
-    epoch; `dequantise` adds uniform noise, so that a density of the pixels bounds the probability of their 256
-    levels; `beta` weights the KL; with `num_samples` K > 0 the importance-weighted bound with K draws is maximised,
-    from an output bias at the logit of the training images' mean; `permute` puts the pixels of all images into one
-    fixed random order; `image_shape` (C, H, W) is set where the data set is a folder of one's own, none of `IMAGES`.
-    `printed` holds what the source printed, by the names of a record's test figures; `weights` says whether a whole run
-    keeps them, `snapshots` after which epochs a whole run of any seed does.
+    Every field that is not in `NOT_IN_CONFIG` determines a run's results, and is part of its config.
 
-    Every field that is not in `NOT_IN_CONFIG` determines a run's figures, and is part of its config.
+    Args:
+        name: what the command line calls it.
+        source: the document and section that it belongs to.
+        dataset: a name in `data.NAMES`, or `folder:NAME`.
+        epochs: passes over the training images.
+        seed: its own seed.
+        model: the arguments of a function of `models`, which the key `network` names (`mlp_vae` without it).
+        training: arguments of `training.fit`.
+        more_seeds: those that `reproduce` runs too.
+        printed: what the source printed, by the names of a record's test figures.
+        weights: whether a complete run keeps its weights.
+        label: the only class of images that is used; None uses all.
+        corruption: the share of training pixels that `evaluation.add_outliers` changes.
+        binarise: whether every pixel is drawn again for each batch, as 1 with the probability of its grey value; the
+            record then has log p(x) too.
+        binarise_once: whether these draws are made once, before training.
+        kl_warm_up: the share of training over which the KL's weight rises to 1.
+        track_test: whether every epoch ends with a test.
+        dequantise: whether uniform noise is added, so that a density of the pixels bounds the probability of their 256
+            levels.
+        beta: the weight of the KL.
+        num_samples: K; above 0, the importance-weighted bound with K draws is maximised, from an output bias at the
+            logit of the training images' mean.
+        permute: whether the pixels of all images are put into one fixed random order.
+        image_shape: (C, H, W) where the data set is a folder of images, which `IMAGES` does not list.
+        snapshots: the epochs after which a complete run of any seed keeps its weights.
     """
 
     name: str
@@ -73,7 +87,7 @@ class Experiment:
     snapshots: tuple[int, ...] = ()
 
     def config(self, epochs: int, seed: int) -> dict[str, Any]:
-        """What determines a run's figures, as a record keeps it: a new field appears where it is not its default."""
+        """Return what determines a run's results, for a record; newer fields appear only if they are not defaults."""
         always = (*ALWAYS_IN_CONFIG, "epochs", "seed")
         own = {name: getattr(self, name) for name in ALWAYS_IN_CONFIG}
         for f in fields(self):
@@ -87,23 +101,23 @@ class Experiment:
         return self.seed, *self.more_seeds
 
     def network(self) -> Autoencoder:
-        """The untrained model, initialised from torch's random state."""
+        """Return the untrained model, initialised from torch's random state."""
         arguments, shape = dict(self.model), self.image_shape or IMAGES[self.dataset][1]
         return NETWORKS[arguments.pop("network", "mlp_vae")](shape, **arguments)
 
     @property
     def cost(self) -> float:
-        """Floating-point operations of training: 6 per multiply-add, image and epoch (forward 2, backward 4)."""
+        """Floating-point operations of training, 6 per multiply-add, image and epoch (forward 2, backward 4)."""
         n = IMAGES[self.dataset][0] if self.label is None else IMAGES[self.dataset][0] // 10
         return 6.0 * multiply_adds(self.network, max(self.num_samples, 1)) * n * self.epochs
 
 
 def multiply_adds(make: Callable[[], Any], num_samples: int = 1) -> int:
-    """Return the multiply-adds of one image's way through the model that `make()` builds, as torch counts them.
+    """Return the multiply-adds of one image's pass through the model that `make()` builds, as torch counts them.
 
-    The image is encoded once, and `num_samples` codes are decoded. Products and convolutions count, nothing else.
+    The image is encoded once, and `num_samples` codes are decoded. Only products and convolutions count.
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():  # the caller's random numbers stay as they are
+    with torch.random.fork_rng(devices=[]), torch.no_grad():  # keeps the caller's random state
         model = make().eval()
         with FlopCounterMode(display=False) as counter:
             x = torch.zeros(1, *model.input_shape)

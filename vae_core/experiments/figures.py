@@ -1,4 +1,4 @@
-"""The figures of a run: losses after an epoch and at the end, and what an experiment is asked besides."""
+"""The figures of a run: losses after an epoch and at the end, and further measures of some experiments."""
 
 from math import log
 
@@ -24,22 +24,27 @@ from vae_core.training import History
 
 
 def bits_per_dimension(loss: float, n_pixels: int, dequantised: bool) -> float:
-    r"""A loss in nats as bits per pixel with 256 levels; a density's, of dequantised pixels, with the levels' width.
+    r"""Return a loss in nats as bits per pixel with 256 levels; for a density of dequantised pixels, of the levels.
 
     .. math:: \frac{\text{loss}}{D\log 2} \quad\text{or}\quad \frac{\text{loss} + D\log 256}{D\log 2}
+
+    Args:
+        loss: nats per image.
+        n_pixels: D.
+        dequantised: whether the loss is that of a density of dequantised pixels.
     """
     return loss / n_pixels / log(2) + 8 * dequantised
 
 
 def importance_sampled(model: VAE, x: Tensor, seed: int, num_samples: int = 1000) -> dict[str, float]:
-    """log p(x) of the test images by importance sampling, nats: the mean, and its standard error over images."""
+    """Return the mean importance-sampled log p(x) of test images, nats, and its standard error over images."""
     values = log_likelihood(model, x, num_samples, seed)
     error = (values.std() / len(x) ** 0.5).item()
     return {"log_likelihood": values.mean().item(), "log_likelihood_error": error, "importance_samples": num_samples}
 
 
 def losses(model: Autoencoder, x: Tensor, seed: int, batch_size: int = 1000) -> dict[str, float]:
-    """Loss and its terms on images, nats per datum; an auto-encoder pays no KL."""
+    """Return the loss and its terms on images, nats per datum; the KL of an autoencoder is 0."""
     if isinstance(model, VAE):
         figures = evaluate(model, x, seed=seed, batch_size=batch_size)
         return {name: figures[name] for name in LOSSES}
@@ -48,7 +53,7 @@ def losses(model: Autoencoder, x: Tensor, seed: int, batch_size: int = 1000) -> 
 
 
 def losses_of(model: Autoencoder, x: Tensor, y: Tensor, seed: int) -> dict[str, float]:
-    """`losses`, a conditional model being told the images' labels, for all of them at once."""
+    """Return `losses`; a conditional model gets the images' labels, all at once."""
     told = conditions(model, y)
     if isinstance(model, ConditionalVAE) and told is not None:
         return losses(model.given(told), x, seed, batch_size=len(x))
@@ -58,7 +63,7 @@ def losses_of(model: Autoencoder, x: Tensor, y: Tensor, seed: int) -> dict[str, 
 def training_losses(
     experiment: Experiment, dataset: Dataset, seed: int, model: Autoencoder, at_once: int = 10_000
 ) -> dict[str, float]:
-    """`losses_of` the training images as the objective sees them (binarised, dequantised), in evaluation mode."""
+    """Return `losses_of` training images as the objective sees them (binarised, dequantised), in evaluation mode."""
     sums, noise, device = dict.fromkeys(LOSSES, 0.0), noise_of(experiment), device_of(model)
     for k, (x, y) in enumerate(zip(dataset.x_train.split(at_once), dataset.y_train.split(at_once), strict=True)):
         x = unit_interval(x.to(device))
@@ -70,7 +75,7 @@ def training_losses(
 
 
 def test(model: Autoencoder, x: Tensor, seed: int, batch_size: int) -> dict[str, float]:
-    """Figures on the test images: the losses, n, entropy floor, squared error per pixel; a VAE's active units."""
+    """Return figures on test images: losses, n, entropy floor, squared error per pixel; active units of a VAE."""
     figures = losses(model, x, seed, batch_size) | {"n": len(x), "entropy_floor": entropy_floor(x)}
     figures["mse"] = reconstruction_mse(model, x, batch_size=batch_size)
     if isinstance(model, VAE):
@@ -82,13 +87,13 @@ def test(model: Autoencoder, x: Tensor, seed: int, batch_size: int) -> dict[str,
 
 
 def tested(experiment: Experiment, model: Autoencoder, dataset: Dataset, x_test: Tensor, seed: int) -> dict[str, float]:
-    """The figures of `test`, and what is asked of this experiment alone.
+    """Return the figures of `test`, and those of this experiment alone.
 
-    That is the error from corrupted images, an importance-sampled log p(x), or bits per dimension.
+    These are the error from corrupted images, an importance-sampled log p(x), or bits per dimension.
     """
     y_test = conditions(model, dataset.y_test)
     if isinstance(model, ConditionalVAE) and y_test is not None:
-        figures = test(model.given(y_test), x_test, seed, len(x_test))  # all at once, each beside its y
+        figures = test(model.given(y_test), x_test, seed, len(x_test))  # all at once, each with its y
     else:
         figures = test(model, x_test, seed, 1000)
     if experiment.corruption:
@@ -103,7 +108,7 @@ def tested(experiment: Experiment, model: Autoencoder, dataset: Dataset, x_test:
 
 
 def lowest(history: History) -> dict[str, float]:
-    """The lowest training and test loss of any epoch, where every epoch was tested (as Irvin reports them)."""
+    """Return the lowest training and test loss of any epoch, if every epoch was tested (as Irvin reports them)."""
     if not history or "test_loss" not in history[0]:
         return {}
     names = {"lowest_train_loss": "loss", "lowest_test_loss": "test_loss"}

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its record, its weights, and whether they belong to an experiment as it is now."""
+"""What a run writes: its record and its weights; whether they belong to an experiment as it is defined now."""
 
 import contextlib
 import hashlib
@@ -33,12 +33,12 @@ Record = dict[str, Any]
 
 
 def default_out() -> Path:
-    """The folder of records: `VAE_CORE_RESULTS` if set, else `book/results/` below `runtime.project_folder()`."""
+    """Return the folder of records: `VAE_CORE_RESULTS` if set, else `book/results/` in `runtime.project_folder()`."""
     return Path(os.environ.get("VAE_CORE_RESULTS") or project_folder() / "book" / "results")
 
 
 def record_path(experiment: Experiment, seed: int, out: Path) -> Path:
-    """`OUT/NAME.json`, or `OUT/NAME-sSEED.json` for a seed that is not the experiment's own.
+    """Return `OUT/NAME.json`, or `OUT/NAME-sSEED.json` for a seed that is not the experiment's own.
 
     On the images of a folder (`setups.on_folder`) NAME is followed by `-folder-` and the folder's name.
     """
@@ -47,7 +47,7 @@ def record_path(experiment: Experiment, seed: int, out: Path) -> Path:
 
 
 def read_record(experiment: Experiment, seed: int, out: Path) -> Record | None:
-    """The record of a whole run of the experiment as it is defined now; None if there is no such record."""
+    """Return the record of a complete run of the experiment as it is defined now, or None."""
     try:
         record = json.loads(record_path(experiment, seed, out).read_text())
         wanted = record["config"] == experiment.config(experiment.epochs, seed)
@@ -57,12 +57,12 @@ def read_record(experiment: Experiment, seed: int, out: Path) -> Record | None:
 
 
 def valid_records(experiment: Experiment, out: Path) -> list[Record]:
-    """The valid records of an experiment over its seeds."""
+    """Return the valid records of an experiment, over its seeds."""
     return [record for seed in experiment.seeds if (record := read_record(experiment, seed, out))]
 
 
 def format_mean_std(values: Iterable[float]) -> str:
-    """Mean ± standard deviation, to two decimals; the mean alone of a single value."""
+    """Return mean ± standard deviation, to two decimals; of a single value, the value."""
     values = list(values)
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
@@ -74,19 +74,20 @@ def write_record(record: Record, path: Path) -> None:
 
 
 def run_hash(record: Record) -> str:
-    """SHA-256 of a record's config and data: a checkpoint of others is refused."""
+    """Return the SHA-256 of a record's config and data; a checkpoint of others raises an error."""
     return hashlib.sha256(json.dumps([record["config"], record["data_sha256"]], sort_keys=True).encode()).hexdigest()
 
 
 class RunInProgressError(OSError):
-    """Another process is at work on this record."""
+    """Another process works on this record."""
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of one record; the operating system lets it go if this process is killed.
+    """Hold the lock of one record inside the block; the operating system releases it if this process is killed.
 
-    Raises RunInProgressError, at once, if another process holds it.
+    Raises:
+        RunInProgressError: at once, if another process holds it.
     """
     lock = FileLock(path.with_suffix(".lock"), timeout=0)
     try:
@@ -103,19 +104,23 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def save_weights(model: nn.Module, path: Path) -> str:
-    """All parameters and running averages as 16-bit floats, in safetensors; returns the file's SHA-256."""
+    """Save all parameters and running averages as 16-bit floats, in safetensors; return the file's SHA-256."""
     half = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     save_tensors(half, path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_trained(name: str, out: str | Path | None = None) -> "Autoencoder":
-    """The recorded model of an experiment, in evaluation mode. The caller's random state is left as it was.
+    """Return the recorded model of an experiment, in evaluation mode. The caller's random state is unchanged.
 
-    Raises ValueError for an unknown name or an experiment that keeps no weights; for a record that is not of a
-    whole run of the experiment as it is defined now, and for weights of another network or another run than the
-    record's (by the SHA-256 in it); FileNotFoundError where either file is not made yet. All but the first two say
-    which command makes them.
+    Args:
+        name: of the experiment.
+        out: the folder of records; `default_out()` if None.
+
+    Raises:
+        ValueError: for an unknown name or an experiment that keeps no weights; for a record that is not of a complete
+            run of the experiment as it is defined now; for weights of another network or run than the record's.
+        FileNotFoundError: if either file does not exist. The message names the command that makes it.
     """
     experiment, folder = find(name), Path(out) if out is not None else default_out()
     if not experiment.weights:
@@ -123,7 +128,7 @@ def load_trained(name: str, out: str | Path | None = None) -> "Autoencoder":
     makes = f"`python -m vae_core run {name}{f' --out {folder}' if out is not None else ''}` makes it"
     path = record_path(experiment, experiment.seed, folder)
     content = _recorded_weights(experiment, path, makes)
-    with random_state(0):  # for first weights that are overwritten; the caller's random numbers stay as they are
+    with random_state(0):  # the initial weights are overwritten; this keeps the caller's random state
         model = experiment.network()
     try:
         model.load_state_dict(load(content))
@@ -135,7 +140,7 @@ def load_trained(name: str, out: str | Path | None = None) -> "Autoencoder":
 
 
 def _recorded_weights(experiment: Experiment, path: Path, makes: str) -> bytes:
-    """The weights beside the record at `path`, if they are those that the record was written with."""
+    """Return the weights beside the record at `path`, if they are those of the run that wrote it."""
     weights = path.with_suffix(".safetensors")
     for file in (weights, path):
         if not file.exists():
@@ -149,7 +154,7 @@ def _recorded_weights(experiment: Experiment, path: Path, makes: str) -> bytes:
 
 
 def describe(experiment: Experiment, dataset: Dataset, epochs: int, seed: int, runtime: Runtime) -> Record:
-    """The part of a record that is known, and must be taken down, before training."""
+    """Return the part of a record that is known before training."""
     several = runtime.world_size > 1
     launcher = f"torchrun --nproc-per-node {runtime.world_size}" if several else "python"
     command = f"{launcher} -m vae_core run {experiment.name}"
@@ -161,21 +166,21 @@ def describe(experiment: Experiment, dataset: Dataset, epochs: int, seed: int, r
 
 
 def provenance(name: str, command: str, runtime: Runtime) -> Record:
-    """The part of every record, of a run or of another measurement, that says what made it."""
+    """Return the part of every record, of a run or of another measurement, that says what made it."""
     made = {"name": name, "command": command, "commit": commit()}
     return made | {"device": runtime.describe(), "versions": versions()}
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of everything that a result depends on."""
     found = {name: metadata.version(name) for name in ("torchvision", "numpy")}
     return {"vae_core": __version__, "python": platform.python_version(), "torch": torch.__version__, **found}
 
 
 def commit() -> str | None:
-    """The commit of this checkout, with `-dirty` if `vae_core` differs from it; None outside of git.
+    """Return the commit of this checkout, with `-dirty` if `vae_core` differs from it; None outside of git.
 
-    The variable VAE_CORE_COMMIT names it where the files were copied to a machine without their history.
+    The variable VAE_CORE_COMMIT sets it where the files were copied to a machine without their history.
     """
     if named := os.environ.get("VAE_CORE_COMMIT"):
         return named
@@ -185,7 +190,7 @@ def commit() -> str | None:
         return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # or it is somebody else's checkout that we are installed in
+        git("ls-files", "--error-unmatch", "__init__.py")  # fails where vae_core is only installed
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

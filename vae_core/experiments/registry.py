@@ -1,4 +1,4 @@
-"""The named experiments of the source documents, and the book's own beside them."""
+"""The named experiments: those of the source documents, and the book's own."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +13,7 @@ FAST = dict(batch_size=256, learning_rate=2e-2, betas=(0.9, 0.99), schedule="one
 
 
 def _chen() -> Iterator[Experiment]:
-    """The thesis: dense networks over d on MNIST and Fashion-MNIST; dense against convolutional on CIFAR-10."""
+    """Yield the thesis's: dense networks over d on MNIST and Fashion-MNIST; dense and convolutional on CIFAR-10."""
     for short, dataset, source, seed in (
         ("mnist", "mnist", "Chen §4.2, listing A.3", 723),
         ("fashion", "fashion-mnist", "Chen §4.3, listing A.4", 237),
@@ -32,7 +32,7 @@ def _chen() -> Iterator[Experiment]:
 
 
 def _irvin() -> Iterator[Experiment]:
-    """One tanh layer of 500. Data, optimiser and batch size are not printed, nor can N_z = 2's result be read."""
+    """Yield one tanh layer of 500. Data, optimiser and batch size are not printed; N_z = 2's result is not legible."""
     lowest = {3: (133.74, 136.30), 50: (100.47, 100.78)}
     for d in (2, 3, 50):
         network = dict(latent_dim=d, hidden=(500,), activation="tanh", batch_norm=False)
@@ -52,7 +52,7 @@ def _irvin() -> Iterator[Experiment]:
 
 
 def _saleh() -> Iterator[Experiment]:
-    """Activation, optimiser, epochs and seed are not printed; they are read from the author's public code."""
+    """Yield the report's. Activation, optimiser, epochs and seed are not printed but in the author's public code."""
     source, network = "Saleh §4", dict(hidden=(400, 256, 128), batch_norm=False)
     for name, dataset, k, epochs, label in (
         ("saleh-mnist-k2", "mnist", 2, 30, None),
@@ -69,7 +69,7 @@ def _saleh() -> Iterator[Experiment]:
 
 
 def _this_book() -> Iterator[Experiment]:
-    """What the thesis left out: binary images, one setting changed at a time, and the same loss sooner."""
+    """Yield what the thesis leaves out: binary images, one setting changed at a time, the same loss in less time."""
     for d in (2, 20):
         name, source = f"binary-mnist-d{d}", "this book: Chen §4.2 on binarised MNIST"
         yield Experiment(name, source, "mnist", 20, 723, dict(latent_dim=d), THESIS, binarise=True)
@@ -85,7 +85,7 @@ def _this_book() -> Iterator[Experiment]:
 
 
 def _beyond() -> Iterator[Experiment]:
-    """Chapters 14 to 17: other likelihoods, weights of the KL, conditions, and tighter bounds, on MNIST."""
+    """Yield those of chapters 14 to 17: other likelihoods, weights of the KL, conditions, tighter bounds, on MNIST."""
     network: dict[str, Any] = dict(latent_dim=20)
     source = "this book, chapter 14: Chen §3.5"
     for likelihood in ("continuous_bernoulli", "shared_gaussian", "learned_gaussian"):
@@ -112,7 +112,7 @@ def _beyond() -> Iterator[Experiment]:
 
 
 def _controls() -> Iterator[Experiment]:
-    """What the chapters' conclusions need beside the documents' own runs: controls, sweeps, more seeds."""
+    """Yield what the chapters' conclusions need in addition: controls, sweeps, more seeds."""
     source, dense = "this book, chapter 12: a control", dict(network="mlp_vae")
     cnn: dict[str, Any] = dict(network="conv_vae", latent_dim=256)
     settings: dict[str, Any] = dict(training=THESIS, more_seeds=(0, 1))
@@ -137,7 +137,7 @@ def _controls() -> Iterator[Experiment]:
 
 
 def _units_in_use() -> Iterator[Experiment]:
-    """Chen §4.2 at d = 20 once more: what besides prior and decoder decides how many latent units are active?"""
+    """Yield variants of Chen §4.2 at d = 20: what decides how many units are active, except prior and decoder?"""
     source = "this book, chapter 09: Chen §4.2 at d = 20, trained another way"
     for change, model, training, warm_up in (
         ("warm-up", {}, {}, 0.25),
@@ -153,7 +153,7 @@ def _units_in_use() -> Iterator[Experiment]:
 
 
 def _residual() -> Iterator[Experiment]:
-    """A larger network for a GPU, and the thesis' network with the same likelihood: figures in bits per dimension."""
+    """Yield a larger network for a GPU, and the thesis's network with the same likelihood, in bits per dimension."""
     logistic: dict[str, Any] = dict(likelihood="discretized_logistic")
     source, cnn = "this book, chapter 12: a proper likelihood", dict(network="conv_vae", latent_dim=256)
     yield Experiment("bits-cifar10-cnn", source, "cifar10", 25, 723, cnn | logistic, THESIS, (0, 1))
@@ -167,7 +167,7 @@ def _residual() -> Iterator[Experiment]:
 
 
 def find_in(experiments: Iterator[Experiment], name: str) -> Experiment:
-    """The experiment of that name among these."""
+    """Return the experiment with this name among these."""
     return next(experiment for experiment in experiments if experiment.name == name)
 
 
@@ -184,7 +184,7 @@ EXPERIMENTS = {
 
 
 def find(name: str) -> Experiment:
-    """The experiment of that name. ValueError for an unknown one names those that are spelt most like it."""
+    """Return the experiment with this name. Raise ValueError for an unknown one, with the names spelt most like it."""
     if name not in EXPERIMENTS:
         near = ", ".join(get_close_matches(str(name), EXPERIMENTS))
         perhaps = f"perhaps {near}? " if near else ""

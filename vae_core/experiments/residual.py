@@ -1,7 +1,8 @@
-"""A residual convolutional VAE whose code is a small feature map: what a GPU trains in a minute or two."""
+"""A residual convolutional VAE whose code is a small feature map: a GPU trains it in a minute or two."""
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,10 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Residual(nn.Module):
-    """x + f(x), f being two 3×3 convolutions, each after batch norm and SiLU. Source: He et al. (2016), fig. 4e."""
+    """Return x + f(x), where f is two 3×3 convolutions, each after batch norm and SiLU.
+
+    Source: He et al. (2016), fig. 4e.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -28,7 +32,7 @@ class Residual(nn.Module):
 
 
 class Autocast(nn.Module):
-    """A map computed in another precision where torch's autocast says that is safe; float32 in, float32 out."""
+    """A network that is computed in lower precision where torch's autocast allows it; float32 in, float32 out."""
 
     def __init__(self, inner: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -36,7 +40,7 @@ class Autocast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         enabled = self.dtype != torch.float32
-        # without its cache: that would keep the weights of an earlier step in a captured graph
+        # without its cache, which would keep the weights of an earlier step in a captured graph
         with torch.autocast(x.device.type, self.dtype, enabled=enabled, cache_enabled=False):
             return self.inner(x).to(x.dtype)
 
@@ -51,7 +55,7 @@ class FlatConv(nn.Conv2d):
 class ResidualVAE(VAE):
     """A VAE whose heads are 1×1 convolutions, so that the code is a flattened map of `latent_channels` channels."""
 
-    def __init__(self, *arguments, latent_channels: int, **keywords) -> None:
+    def __init__(self, *arguments: Any, latent_channels: int, **keywords: Any) -> None:
         self.latent_channels = latent_channels
         super().__init__(*arguments, **keywords)
 
@@ -68,11 +72,20 @@ def residual_vae(
     likelihood: str | likelihoods.Likelihood = "discretized_logistic",
     precision: str = "float32",
 ) -> ResidualVAE:
-    """A `ResidualVAE`: a halving convolution for each of `channels`, followed by that many residual blocks.
+    """Return a `ResidualVAE`: a halving convolution for each of `channels`, each followed by residual blocks.
 
     The decoder mirrors the encoder. With two `channels` an image of 32×32 has a code of 8·8·`latent_channels` numbers.
-    `precision="bfloat16"` computes encoder and decoder under autocast; heads, likelihood and KL stay in float32.
-    Raises ValueError for an unknown precision, and as `networks.conv_encoder` does.
+
+    Args:
+        input_shape: (C, H, W).
+        latent_channels: the number of channels of the code.
+        channels: the number of channels after each halving convolution.
+        blocks: the number of residual blocks after each of them.
+        likelihood: a name in `likelihoods.LIKELIHOODS`, or a callable.
+        precision: "bfloat16" computes encoder and decoder under autocast; heads, likelihood and KL stay in float32.
+
+    Raises:
+        ValueError: for an unknown precision, and as `networks.conv_encoder` does.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {sorted(PRECISIONS)}, got {precision!r}")

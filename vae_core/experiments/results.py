@@ -1,4 +1,4 @@
-"""Recorded results, as the chapters load them. With VAE_CORE_FULL=1 in the environment, runs are made anew instead."""
+"""Recorded results, for the chapters. With VAE_CORE_FULL=1 in the environment, runs are made again instead."""
 
 import json
 import os
@@ -14,10 +14,13 @@ from vae_core.models import Autoencoder
 
 
 def recorded(name: str, seed: int | None = None) -> Record:
-    """The record of an experiment's whole run, with its own seed or another one.
+    """Return the record of an experiment's complete run, with its own seed or another one.
 
-    With VAE_CORE_FULL=1 the run is made now, or gone on with, in `book/results/full/`, and its record kept there.
-    Raises ValueError for an unknown name; FileNotFoundError, naming the command, where the run is not recorded.
+    With VAE_CORE_FULL=1 the run is made or continued now, and its record kept, in `book/results/full/`.
+
+    Raises:
+        ValueError: for an unknown name.
+        FileNotFoundError: if the run is not recorded; the message names the command.
     """
     experiment = find(name)
     seed = experiment.seed if seed is None else seed
@@ -31,21 +34,22 @@ def recorded(name: str, seed: int | None = None) -> Record:
 
 
 def recorded_seeds(name: str) -> list[Record]:
-    """`recorded` for every seed of the experiment, its own first."""
+    """Return `recorded` for every seed of the experiment, its own first."""
     return [recorded(name, seed) for seed in find(name).seeds]
 
 
 def recorded_model(name: str) -> Autoencoder:
-    """The trained model that belongs to `recorded(name)`; errors as in `records.load_trained`."""
+    """Return the trained model that belongs to `recorded(name)`; errors as in `records.load_trained`."""
     if _full():
         recorded(name)
     return load_trained(name, _folder())
 
 
 def measured(name: str) -> tuple[dict, dict[str, Tensor], str]:
-    """What a script in book/ measured (`make reproduce` runs them all): figures, tensors, its command and device.
+    """Return what a script in book/ measured (`make reproduce` runs them all): figures, tensors, command and device.
 
-    Raises FileNotFoundError, naming the command, where there is no such measurement.
+    Raises:
+        FileNotFoundError: if there is no such measurement; the message names the command.
     """
     path = default_out() / f"measured-{name}.json"
     if not path.exists():

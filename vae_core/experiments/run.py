@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from vae_core._files.stored import check_writable
 from vae_core._training.checkpoints import _read as read_checkpoint
-from vae_core.data import Dataset, check_writable, load
+from vae_core.data import Dataset, load
 from vae_core.experiments.definition import Experiment
 from vae_core.experiments.figures import losses_of, lowest, tested, training_losses
 from vae_core.experiments.records import (
@@ -47,9 +48,10 @@ EVALUATED_EVERY = 5  # epochs
 
 
 def pending(out: Path, only: str = "*") -> list[tuple[Experiment, int]]:
-    """(experiment, seed) pairs without a valid record whose name matches the pattern `only`, cheapest first.
+    """Return (experiment, seed) pairs that match the pattern `only` and have no valid record, cheapest first.
 
-    Raises ValueError if no experiment's name does.
+    Raises:
+        ValueError: if no experiment's name matches.
     """
     chosen = sorted((e for e in EXPERIMENTS.values() if fnmatch(e.name, only)), key=lambda e: e.cost)
     if not chosen:
@@ -75,20 +77,31 @@ def run(
 ) -> tuple[Record, Path]:
     """Train and test the experiment `name`, write its record, and return both record and path.
 
-    `epochs` and `seed` default to the experiment's own. After each epoch, unless `checkpoints` is False, a checkpoint
-    stands beside the record-to-be (`NAME.checkpoint.pt`); it goes when the record is written. `resume` goes on from
-    it; where there is none but the record of this very run, the run is finished, and that record is returned as it is.
-    `data`, `"folder:PATH"`, puts images of one's own in place of the experiment's: they get its size and channels, and
-    the record is one of its own, `NAME-folder-FOLDER.json`. `dataset` is the experiment's data where they are in memory
-    already; they are loaded otherwise.
-    With `together` the processes that `torchrun` started train one model, each on its part of every batch; the
-    first one writes the record, and the others return it without its test figures. A run seeds Python's, NumPy's and
-    torch's generators (`seed_everything`); the caller's random numbers do not go on where they were.
+    A run seeds Python's, NumPy's and torch's generators (`seed_everything`) and does not restore the caller's.
 
-    Raises ValueError for an unknown name, device, seed or epoch count, settings that contradict each other, or the data
-    of another set, OSError if `out` cannot be written or has too little room, FileExistsError if the record there is of
-    another folder's images, RunInProgressError if another process is at this record, all before training; and what
-    `data.load` and `training.fit` raise.
+    Args:
+        name: of the experiment.
+        epochs, seed: the experiment's own if None.
+        device: as `Runtime.detect` takes it.
+        data_root: where data sets are kept.
+        out: where the record is written.
+        resume: continue from the checkpoint. Without one, if the record of this very run exists, it is returned.
+        progress: whether a progress bar is drawn.
+        together: let the processes that `torchrun` started train one model, each on its part of every batch; the first
+            one writes the record, and the others return it without its test figures.
+        data: `"folder:PATH"` replaces the experiment's images by those of a folder, in its size and channels; the
+            record is then `NAME-folder-FOLDER.json`.
+        dataset: the experiment's data, if they are in memory already.
+        checkpoints: whether `NAME.checkpoint.pt` is written beside the record after each epoch; it is deleted at the
+            end.
+
+    Raises:
+        ValueError: for an unknown name, device, seed or epoch count, settings that contradict each other, or the data
+            of another set.
+        OSError: if `out` cannot be written or has too little room.
+        FileExistsError: if the record there is of another folder's images.
+        RunInProgressError: if another process works on this record. All this is checked before training; `data.load`
+            and `training.fit` raise more.
     """
     experiment, runtime = find(name), Runtime.detect(device)
     runtime = runtime if together else runtime.alone()
@@ -107,7 +120,7 @@ def run(
     source = partial(load, experiment.dataset, data_root) if dataset is None else lambda: dataset
     train = partial(_run, experiment, epochs, seed, runtime, path, source, resume, progress, checkpoints)
     finished = partial(_finished, replace(experiment, epochs=epochs), seed, path) if resume else lambda: None
-    if runtime.rank > 0:  # it decides as the first one does: that one waits for it, or does not
+    if runtime.rank > 0:  # all processes must decide alike
         return {key: value for key, value in (finished() or train()).items() if key != "test"}, path
     with locked(path):
         _clear(path)
@@ -126,12 +139,12 @@ def _check_images(path: Path, dataset: Dataset) -> None:
 
 
 def _finished(experiment: Experiment, seed: int, path: Path) -> Record | None:
-    """The record of this very run, unless there is a checkpoint of it to go on from."""
+    """Return the record of this very run, unless there is a checkpoint of it to continue from."""
     return None if path.with_suffix(".checkpoint.pt").exists() else read_record(experiment, seed, path.parent)
 
 
 def _clear(path: Path) -> None:
-    """Remove what a killed process has left of the files it was writing; only for the holder of the lock."""
+    """Remove the partial files of a killed process; only the holder of the lock may call it."""
     for leftover in path.parent.glob(f".{path.stem}.*-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -207,10 +220,10 @@ def _curve(
     number: Iterator[int],
     model: Autoencoder,
 ) -> dict[str, float]:
-    """What the row of the next epoch holds beside training's own figures; weights kept on the way.
+    """Return what is added to the row of the next epoch; keep weights where the experiment wants snapshots.
 
     In every fifth epoch and the last one these are the losses of test and training images, both in evaluation mode,
-    so that their difference is that of the images alone. An experiment with `track_test` tests after every epoch.
+    so that they differ only by the images. An experiment with `track_test` tests after every epoch.
     """
     epoch = next(number)
     figures: dict[str, float] = {}
@@ -228,12 +241,12 @@ def _curve(
 
 
 def snapshot_path(path: Path, epoch: int) -> Path:
-    """Where the weights after an epoch are kept, beside the record at `path`."""
+    """Return the path of the weights after an epoch, beside the record at `path`."""
     return path.with_name(f"{path.stem}-e{epoch}.safetensors")
 
 
 def _keep_weights(experiment: Experiment, model: Autoencoder, epochs: int, seed: int, path: Path) -> Record:
-    """Save the weights that a whole run keeps; the part of the record that tells them from those of other runs."""
+    """Save the weights that a complete run keeps, and return their checksums for the record."""
     kept: Record = {}
     if experiment.weights and (epochs, seed) == (experiment.epochs, experiment.seed):
         kept["weights_sha256"] = save_weights(model, path.with_suffix(".safetensors"))

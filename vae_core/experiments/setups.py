@@ -1,10 +1,11 @@
-"""What an experiment is made of: its model, its images, and what it maximises on them."""
+"""The parts of an experiment: its model, its images, and what it maximises on them."""
 
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from vae_core.runtime import seed_everything, unit_interval
 
 
 def prepare(experiment: Experiment, dataset: Dataset, seed: int) -> Dataset:
-    """The images that the experiment is about: of its class, training ones corrupted or binarised, pixels permuted."""
+    """Return the images of the experiment: of its class, training ones corrupted or binarised, pixels permuted."""
     dataset = of_class(experiment, dataset)
     if experiment.corruption:
         dataset = replace(dataset, x_train=add_outliers(dataset.x_train, experiment.corruption, seed))
@@ -32,7 +33,7 @@ def prepare(experiment: Experiment, dataset: Dataset, seed: int) -> Dataset:
 
 
 def of_class(experiment: Experiment, dataset: Dataset) -> Dataset:
-    """The images of the experiment's class; all of them if it has none."""
+    """Return the images of the experiment's class; all of them if it has none."""
     if experiment.label is None:
         return dataset
     train, test = dataset.y_train == experiment.label, dataset.y_test == experiment.label
@@ -41,11 +42,12 @@ def of_class(experiment: Experiment, dataset: Dataset) -> Dataset:
 
 
 def on_folder(experiment: Experiment, data: str) -> Experiment:
-    """Return the experiment with its network and settings, on images of one's own: its data set is `folder:NAME`.
+    """Return the experiment with its network and settings, on the images of a folder: its data set is `folder:NAME`.
 
-    NAME is the folder's name, not its path, which another machine would not have.
+    NAME is the folder's name, not its path, which would differ on another machine.
 
-    Raises ValueError unless `data` is `"folder:PATH"`.
+    Raises:
+        ValueError: unless `data` is `"folder:PATH"`.
     """
     if not isinstance(data, str) or not data.startswith("folder:"):
         raise ValueError(f"data must be 'folder:PATH', a folder of images, got {data!r}; --data-root is for data sets")
@@ -55,12 +57,13 @@ def on_folder(experiment: Experiment, data: str) -> Experiment:
 
 
 def with_folder(experiment: Experiment, data: str, root: str | Path | None) -> tuple[Experiment, Dataset]:
-    """Return the experiment `on_folder`, and the images in this folder, with the size and channels of its own.
+    """Return the experiment `on_folder`, and the images in this folder, with the experiment's size and channels.
 
-    Where a last batch of a single image would remain, `drop_last` leaves it out of each epoch: batch norm needs two.
+    If a last batch of a single image would remain, `drop_last` leaves it out of each epoch: batch norm needs two.
 
-    Raises ValueError for an experiment that asks for classes which the folder does not have, and for fewer than two
-    training or test images; and what `data.from_folder` raises.
+    Raises:
+        ValueError: for an experiment that needs classes which the folder does not have, and for fewer than two training
+            or test images; and what `data.from_folder` raises.
     """
     channels, size, _ = IMAGES[experiment.dataset][1]
     moved, dataset = on_folder(experiment, data), load(data, root, size=size, grey=channels == 1)
@@ -72,7 +75,7 @@ def with_folder(experiment: Experiment, data: str, root: str | Path | None) -> t
 
 
 def _missing_classes(experiment: Experiment, dataset: Dataset) -> str | None:
-    """What the experiment asks of the classes of its images, and these do not have, in words."""
+    """Return, in words, which classes the experiment needs and its images do not have; None if there are none."""
     n, label, conditions = len(dataset.class_names), experiment.label, experiment.model.get("condition_dim")
     found = f"but {dataset.name} has {n or 'no'} sub-folders of images"
     if conditions is not None and n != conditions:
@@ -83,7 +86,7 @@ def _missing_classes(experiment: Experiment, dataset: Dataset) -> str | None:
 
 
 def _too_few(experiment: Experiment, dataset: Dataset) -> str | None:
-    """Why the images are too few, in words: batch norm and standard errors need two."""
+    """Return, in words, why the images are too few (batch norm and standard errors need two); None if they are not."""
     chosen = of_class(experiment, dataset)
     train, test = len(chosen.x_train), len(chosen.x_test)
     counts = f"{dataset.name} has {train} and {test}"
@@ -93,21 +96,22 @@ def _too_few(experiment: Experiment, dataset: Dataset) -> str | None:
 
 
 def permuted(x: Tensor) -> Tensor:
-    """Images (N, C, H, W) with their pixels in a random order, the same for all images, channels and runs."""
+    """Return images (N, C, H, W) with their pixels in a random order, the same for all images, channels and runs."""
     order = torch.randperm(x[0, 0].numel(), generator=torch.Generator().manual_seed(0))
     return x.flatten(2)[..., order].reshape(x.shape)
 
 
 def build(experiment: Experiment, seed: int) -> Autoencoder:
-    """The untrained model, initialised from `seed`."""
+    """Return the untrained model, initialised from `seed`."""
     seed_everything(seed)
     return experiment.network()
 
 
 def objective_of(experiment: Experiment, model: nn.Module) -> tuple[Callable, Callable[[float], float] | None]:
-    """What the experiment maximises, called as `training.fit` does, and how its KL's weight changes, if it does.
+    """Return what the experiment maximises, called as `training.fit` does, and its schedule of the KL's weight or None.
 
-    Raises ValueError for settings that do not go together.
+    Raises:
+        ValueError: for settings that do not go together.
     """
     if problem := _contradiction(experiment, model):
         raise ValueError(f"the experiment {experiment.name} asks for {problem}")
@@ -123,7 +127,7 @@ def objective_of(experiment: Experiment, model: nn.Module) -> tuple[Callable, Ca
 
 
 def bound_of(experiment: Experiment, model: nn.Module) -> Callable:
-    """The objective of images as they come; with a warm-up it takes the KL's weight as well."""
+    """Return the objective for images as they are; with a warm-up it takes the KL's weight as well."""
     if not isinstance(model, VAE):
         return reconstruction_log_likelihood
     if experiment.num_samples:
@@ -134,14 +138,14 @@ def bound_of(experiment: Experiment, model: nn.Module) -> Callable:
 
 
 def noise_of(experiment: Experiment) -> Callable[[Tensor], Tensor] | None:
-    """How each batch of training images is drawn anew from the stored ones; None if it is not."""
+    """Return the function that draws each batch of training images from the stored ones; None without noise."""
     if experiment.dequantise:
         return dequantised
     return torch.bernoulli if experiment.binarise and not experiment.binarise_once else None
 
 
 def _contradiction(experiment: Experiment, model: nn.Module) -> str | None:
-    """Two settings of which one would be ignored, in words."""
+    """Return, in words, two settings of which one would be ignored; None if there are none."""
     weighted = experiment.kl_warm_up or experiment.beta != 1
     if experiment.num_samples and weighted:
         return "num_samples with beta or kl_warm_up, but the importance-weighted bound has no KL of its own to weight"
@@ -155,19 +159,24 @@ def _contradiction(experiment: Experiment, model: nn.Module) -> str | None:
 
 
 def conditions(model: nn.Module, y: Tensor) -> Tensor | None:
-    """What a conditional model is told of labels: them, one-hot. None for any other model."""
+    """Return the labels, one-hot, for a conditional model; None for any other model."""
     return one_hot(y, model.condition_dim).float() if isinstance(model, ConditionalVAE) else None
 
 
-def of_conditional(bound: Callable, model: ConditionalVAE, x: Tensor, y: Tensor, *further: Tensor):
-    """A bound on log p(x|y). Source: lecture notes (27)."""
+def of_conditional(bound: Callable, model: ConditionalVAE, x: Tensor, y: Tensor, *further: Tensor) -> Any:
+    """Return a bound on log p(x|y).
+
+    Source: lecture notes (27).
+    """
     return bound(model.given(y), x, *further)
 
 
 def start_at_mean_image(model: Autoencoder, x: Tensor) -> None:
-    """Set the decoder's output bias so that it begins with the mean image: the logit of each pixel's mean.
+    """Set the decoder's output bias so that it starts with the mean image: the logit of each pixel's mean.
 
-    Without it the first epochs go into learning that the border is black. Source: Burda et al. (2016), their code.
+    Otherwise the first epochs are spent on learning that the border is black.
+
+    Source: Burda et al. (2016), their code.
     """
     mean = unit_interval(x).mean(0).flatten().clamp(1e-3, 1 - 1e-3)
     *_, last = (module for module in model.decoder.modules() if isinstance(module, nn.Linear))
@@ -176,7 +185,7 @@ def start_at_mean_image(model: Autoencoder, x: Tensor) -> None:
 
 
 def test_images(experiment: Experiment, dataset: Dataset, seed: int) -> Tensor:
-    """The test images as floats in [0, 1]; binarised once, if the experiment is about binary images."""
+    """Return the test images as floats in [0, 1]; binarised once, if the experiment is about binary images."""
     x, draws = unit_interval(dataset.x_test), torch.Generator().manual_seed(seed)
     if experiment.dequantise:
         return dequantised(x, draws)
@@ -184,9 +193,10 @@ def test_images(experiment: Experiment, dataset: Dataset, seed: int) -> Tensor:
 
 
 def dequantised(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    r"""Grey levels k/255 as reals, (k + u)/256 with u uniform on [0, 1).
+    r"""Return grey levels k/255 as real numbers, (k + u)/256 with u uniform on [0, 1).
 
     A density of them bounds the levels' probability: E log P(k) ≥ E log p(x) − D log 256.
+
     Source: Uria et al. (2013); Theis et al. (2016) §3.1.
     """
     u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
@@ -195,9 +205,9 @@ def dequantised(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 def of_noisy_images(
     bound: Callable, noise: Callable[[Tensor], Tensor], model: Autoencoder, x: Tensor, *further: Tensor
-):
-    """A bound for images that are drawn anew, each time, from grey ones: binary, or dequantised.
+) -> Any:
+    """Return a bound for images that are drawn from grey ones in each step: binary, or dequantised.
 
-    Source of the binary ones: Salakhutdinov and Murray (2008).
+    Source: Salakhutdinov and Murray (2008) for the binary ones.
     """
     return bound(model, noise(x), *further)

@@ -3,6 +3,6 @@
 ====================  ==============================================================
 `sliders`             sliders that decode with the running kernel: any decoder
 `explorer`            the latent explorer, decoded in the browser: dense decoders
-`flipbook`            sliders over figures drawn beforehand, with no kernel
+`flipbook`            sliders over figures drawn beforehand: no kernel needed
 ====================  ==============================================================
 """

@@ -1,6 +1,6 @@
-"""The latent explorer: a widget whose decoder runs in the browser, with a kernel or without.
+"""The latent explorer: a widget whose decoder runs in the browser, with or without a kernel.
 
-Needs anywidget (`pip install "vae_core[widgets]"`); the JavaScript is `explorer.js`.
+It needs anywidget (`pip install "vae_core[widgets]"`); the JavaScript is `explorer.js`.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ FUNCTIONS = {"none": lambda y: y, "relu": torch.relu, "tanh": torch.tanh, "sigmo
 def export_decoder(model: "Autoencoder") -> tuple[dict[str, Any], bytes]:
     r"""Return a dense decoder as a small header and one float16 blob: for each layer W (outputs × inputs), then b.
 
-    Batch norm is folded into the layer before it, by its running averages:
+    Batch norm is folded into the layer before it, with its running averages:
 
     .. math:: W' = \operatorname{diag}(s)\,W, \qquad b' = s\odot(b-\bar\mu)+\beta, \qquad
               s = \gamma/\sqrt{\bar\sigma^2+\epsilon}
@@ -42,10 +42,13 @@ def export_decoder(model: "Autoencoder") -> tuple[dict[str, Any], bytes]:
     The header holds `shape`, [C, H, W], and `layers`, a list of {"inputs", "outputs", "activation"}; the last
     activation turns the decoder's output into the likelihood's mean.
 
+    Args:
+        model: A VAE or autoencoder of images with a dense decoder.
+
     Raises:
         ValueError: The data are not images of one or three channels, the decoder is not a stack of Linear, BatchNorm1d,
             ReLU, tanh and sigmoid, takes a condition, or has more than one output for each pixel, or the likelihood's
-            mean is another function of it. The message names the reason; `sliders.latent_sliders` takes any decoder.
+            mean is another function of the output. The message says which; `sliders.latent_sliders` takes any decoder.
     """
     if len(model.input_shape) != 3 or model.input_shape[0] not in (1, 3):
         raise ValueError(f"an explorer draws images of 1 or 3 channels, (C, H, W), got shape {model.input_shape}")
@@ -56,7 +59,7 @@ def export_decoder(model: "Autoencoder") -> tuple[dict[str, Any], bytes]:
     header: dict[str, Any] = {"shape": list(model.input_shape)}
     header["layers"] = [size | {"activation": name} for size, name in zip(sizes, activations, strict=True)]
     flat = torch.cat([part.flatten() for layer in layers for part in layer]).cpu().numpy()
-    if not np.abs(flat).max() <= np.finfo(np.float16).max:  # nan is refused as well
+    if not np.abs(flat).max() <= np.finfo(np.float16).max:  # false for nan as well
         raise ValueError(
             f"the decoder has a weight of {np.abs(flat).max():.0f}, too large for float16; use latent_sliders"
         )
@@ -64,7 +67,7 @@ def export_decoder(model: "Autoencoder") -> tuple[dict[str, Any], bytes]:
 
 
 def _layers(decoder: nn.Module) -> tuple[list[tuple[Tensor, Tensor]], list[str]]:
-    """The weights and biases of the decoder's layers, with batch norm folded in, and their activations."""
+    """Return the weights and biases of the decoder's layers, with batch norm folded in, and their activations."""
     layers: list[tuple[Tensor, Tensor]] = []
     activations: list[str] = []
     for module in _stack(decoder):
@@ -116,7 +119,7 @@ def _apply(layers: list[tuple[Tensor, Tensor]], activations: list[str], z: Tenso
 
 @torch.no_grad()
 def _with_output(model: "Autoencoder", layers: list[tuple[Tensor, Tensor]], activations: list[str]) -> list[str]:
-    """The activations with the last one such that they give `model.decode`; found by trying it."""
+    """Return the activations, the last one replaced by the one that reproduces `model.decode`, found by trial."""
     W = layers[0][0]
     z = torch.randn(8, model.latent_dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(W.device)
     with evaluation_mode(model):
@@ -129,7 +132,7 @@ def _with_output(model: "Autoencoder", layers: list[tuple[Tensor, Tensor]], acti
 
 
 class DecoderWeights(ipywidgets.Widget):
-    """An exported decoder, which explorers refer to. Made by `LatentExplorer`, one for each set of weights."""
+    """The exported decoder that explorers share. `LatentExplorer` makes one for each set of weights."""
 
     header = traitlets.Dict().tag(sync=True)
     blob = traitlets.Bytes().tag(sync=True)
@@ -137,28 +140,28 @@ class DecoderWeights(ipywidgets.Widget):
 
     @classmethod
     def of(cls, model: "Autoencoder") -> "DecoderWeights":
-        """Return the weights of this model as they are now."""
+        """Return the widget for the current weights of this model."""
         header, blob = export_decoder(model)
         digest = hashlib.sha256(repr(header).encode() + blob).hexdigest()
         widget = cls._kept.get(digest)
-        if widget is None or widget.comm is None:  # never made, or closed
+        if widget is None or widget.comm is None:  # not created yet, or closed
             widget = cls._kept[digest] = cls(header=header, blob=blob)
         return widget
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """What an explorer shows of test images: their codes, classes, a few of themselves, and the units' KL.
+    """What an explorer shows of test images: their codes and classes, some of the images, and the units' KL.
 
     Args:
         codes: Means of q(z|x), (N, d).
         labels: Classes from 0 to 255, (N,), uint8.
         images: The first M ≤ N images, (M, C, H, W), uint8.
         kl: The mean KL of each unit, (d,), nats.
-        class_names: The name of class k at place k; none if the classes are numbers.
+        class_names: The name of class k at place k; empty if the classes are numbers.
 
     Raises:
-        ValueError: These do not fit together.
+        ValueError: The shapes do not match.
     """
 
     codes: Tensor
@@ -188,14 +191,14 @@ class EncodedImages:
         max_codes: int = 1000,
         class_names: Sequence[str] = (),
     ) -> "EncodedImages":
-        """Encode images.
+        """Return the codes of images, with what an explorer shows beside them.
 
         Args:
             model: A VAE.
             x: Images (N, C, H, W), float in [0, 1] or uint8, as a tensor, an array, a list or a Dataset.
             y: Their classes (N,), from 0 to 255, in any of these forms.
-            starts: How many images are kept.
-            max_codes: How many codes are kept; the KL is over all images.
+            starts: How many images are kept, to start from.
+            max_codes: How many codes are kept; the KL is the mean over all images.
             class_names: The name of class k at place k.
 
         Raises:
@@ -217,7 +220,7 @@ class EncodedImages:
         return cls(codes.cpu(), y[:max_codes].cpu().byte(), images.cpu(), kl.cpu(), tuple(class_names))
 
     def save(self, path: Path) -> None:
-        """Write them as safetensors, codes in half precision; atomically."""
+        """Write them as safetensors, codes in half precision, atomically."""
         fields = {name: getattr(self, name) for name in ("labels", "images")}
         if self.class_names:
             fields["class_names"] = torch.tensor(list("\n".join(self.class_names).encode()), dtype=torch.uint8)
@@ -231,7 +234,7 @@ class EncodedImages:
         return cls(fields["codes"].float(), fields["labels"], fields["images"], fields["kl"], tuple(names))
 
     def traits(self) -> dict[str, Any]:
-        """Return them as the JavaScript reads them."""
+        """Return the traits that the JavaScript reads."""
         return {
             "codes": self.codes.numpy().astype("<f2").tobytes(),
             "labels": self.labels.numpy().tobytes(),
@@ -243,12 +246,12 @@ class EncodedImages:
 
 
 class LatentExplorer(anywidget.AnyWidget):
-    r"""Move through the latent space of a dense VAE and see what its decoder makes of each code.
+    r"""Move through the latent space of a dense VAE and see the image that its decoder returns for each code.
 
-    With two latent units it is a plane to drag in, in front of the codes of test images; with more, a slider for each.
-    It draws from the prior, starts from a test image, goes on to another, and sweeps one unit. `explorer.z` is the
-    code, a list of d floats; setting it moves the image. With test images the units are sorted by their KL, and those
-    with at most 0.01 nats are folded away.
+    With two latent units it is a plane to drag in, on which the codes of test images are drawn; with more, it has a
+    slider for each unit. Buttons draw from the prior, start from a test image, move to another, and sweep one unit.
+    `explorer.z` is the code, a list of d floats; setting it changes the image. With test images the units are sorted by
+    their KL, and those with at most 0.01 nats are folded away.
 
     Args:
         model: A VAE whose decoder `export_decoder` takes.
@@ -291,7 +294,7 @@ class LatentExplorer(anywidget.AnyWidget):
         return value
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        """Return any widget's bundle, with a text that is the same in every session."""
+        """Return the bundle of any widget, with a text that is the same in every session."""
         bundle = super()._repr_mimebundle_(**options)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         if data:

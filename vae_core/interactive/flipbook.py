@@ -1,6 +1,6 @@
-"""A flipbook: figures drawn beforehand, one for each position of its sliders. It moves without a kernel.
+"""A flipbook: figures drawn beforehand, one for each position of its sliders. It needs no kernel.
 
-It shows anything that Python can draw; `explorer.LatentExplorer` computes its images in the browser instead. Needs
+It can show anything that Python draws; `explorer.LatentExplorer` computes its images in the browser instead. It needs
 anywidget (`pip install "vae_core[widgets]"`); the JavaScript is `flipbook.js`.
 """
 
@@ -17,14 +17,14 @@ import traitlets
 from IPython.display import SVG, Image
 from numpy.typing import ArrayLike
 
-LARGEST = 1_000_000  # characters of all figures together; a page is read on phones, too
+LARGEST = 1_000_000  # characters of all figures together, since pages are read on phones too
 PNG = b"\x89PNG\r\n\x1a\n"
-XMLNS = 'xmlns="http://www.w3.org/2000/svg"'  # without it a picture of its own (`still`) stays blank
+XMLNS = 'xmlns="http://www.w3.org/2000/svg"'  # without it an SVG that stands alone (`still`) is blank
 Picture = str | bytes  # SVG, or a PNG
 
 
 def points(x: ArrayLike, y: ArrayLike) -> str:
-    """Return the corners x, y (N,) of an SVG polyline or polygon, "x,y x,y …", to a tenth, in few bytes."""
+    """Return the corners x, y (N,) of an SVG polyline or polygon, "x,y x,y …", rounded to a tenth to save bytes."""
     corners = zip(np.round(np.asarray(x, float), 1).tolist(), np.round(np.asarray(y, float), 1).tolist(), strict=True)
     return " ".join(f"{a:g},{b:g}" for a, b in corners)
 
@@ -35,16 +35,16 @@ def svg(width: int, height: int, *shapes: str) -> str:
 
 
 class Flipbook(anywidget.AnyWidget):
-    """Sliders that choose among figures, all of which are drawn when this is made: it moves with or without a kernel.
+    """Sliders that choose among figures, all of which are drawn when it is created, so that it needs no kernel.
 
-    `values` are the present values of the sliders, and may be set; the traitlet `position` counts them from 0, for
+    `values` holds the current values of the sliders, and may be set; the traitlet `position` counts them from 0, for
     `observe`.
 
     Args:
         sliders: Each slider's name and its values, in order.
-        draw: `draw(*values)` returns a figure and the words that describe it. The figure is SVG text (`svg`; what it
-            shares with the others is stored once) or the bytes of a PNG. The words are shown below it, read out, and
-            used as its alternative text.
+        draw: `draw(*values)` returns a figure and a description of it. The figure is SVG text (`svg`; what it shares
+            with the others is stored once) or the bytes of a PNG. The description is shown below it, read aloud by
+            screen readers, and used as its alternative text.
         start: One value per slider; the first of each if None.
 
     Raises:
@@ -57,7 +57,7 @@ class Flipbook(anywidget.AnyWidget):
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     labels = traitlets.List(traitlets.List(traitlets.Unicode())).tag(sync=True)
     position = traitlets.List(traitlets.Int()).tag(sync=True)
-    frames = traitlets.Dict().tag(sync=True)  # as `_packed` has them, the last slider's positions side by side
+    frames = traitlets.Dict().tag(sync=True)  # as `_packed` returns them; the last slider varies fastest
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Flipbook(anywidget.AnyWidget):
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """The present value of each slider, as given."""
+        """The current value of each slider."""
         return tuple(choices[k] for choices, k in zip(self._choices.values(), self.position, strict=True))
 
     @values.setter
@@ -95,16 +95,16 @@ class Flipbook(anywidget.AnyWidget):
         return value
 
     def still(self) -> SVG | Image:
-        """Return the present figure, for paper and for browsers without scripts: show it in the flipbook's own cell.
+        """Return the current figure, for paper and for browsers without scripts: show it in the flipbook's own cell.
 
-        With the class `without-script` (cell metadata mystnb.image.classes) a page hides it once the flipbook is there.
+        With the class `without-script` (cell metadata mystnb.image.classes) a page hides it once the flipbook is shown.
         """
         at = np.ravel_multi_index(self.position, [len(labels) for labels in self.labels])
         picture = self.frames["head"] + self.frames["middles"][at] + self.frames["tail"]
         return SVG(picture) if picture.startswith("<svg") else Image(base64.b64decode(picture.split('"')[1][22:]))
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        """Return any widget's bundle, with a text that is the same in every session."""
+        """Return the bundle of any widget, with a text that is the same in every session."""
         bundle = super()._repr_mimebundle_(**options)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         if data:
@@ -117,7 +117,7 @@ def _label(value: Any) -> str:
 
 
 def _labels(choices: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
-    """The values as they are shown; they must differ to tell positions apart."""
+    """Return the values as they are shown; they must differ, so that positions can be told apart."""
     if not choices:
         raise ValueError("sliders must name at least one slider and its values, got none")
     labels = {name: [_label(value) for value in values] for name, values in choices.items()}
@@ -128,7 +128,7 @@ def _labels(choices: Mapping[str, Sequence[Any]]) -> dict[str, list[str]]:
 
 
 def _drawn(draw: Callable[..., tuple[Picture, str]], values: tuple[Any, ...]) -> tuple[str, str]:
-    """One frame as HTML, and its words."""
+    """Return one frame as HTML, and its description."""
     call, answer = f"draw({', '.join(map(_label, values))})", draw(*values)
     if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[1], str) and answer[1].strip()):
         raise ValueError(f"{call} must give a picture and the words that tell it, got {answer!r:.60}")
@@ -145,14 +145,14 @@ def _drawn(draw: Callable[..., tuple[Picture, str]], values: tuple[Any, ...]) ->
 
 
 def _beginning(texts: Sequence[str]) -> str:
-    """The longest text that all of them begin with; the first and the last in alphabetical order differ earliest."""
+    """Return the longest common beginning; the first and the last text in alphabetical order differ earliest."""
     first, last = min(texts), max(texts)
     length = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return first[:length]
 
 
 def _packed(frames: list[tuple[str, str]]) -> dict[str, Any]:
-    """What all figures begin and end with, once, then the `middles` and the `words` of each."""
+    """Return the common `head` and `tail` of all figures, and the `middles` and the `words` of each."""
     pictures, words = ([frame[part] for frame in frames] for part in (0, 1))
     head = _beginning(pictures)
     rests = [picture.removeprefix(head) for picture in pictures]

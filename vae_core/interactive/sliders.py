@@ -1,4 +1,4 @@
-"""Sliders for notebooks. They decode with the running kernel, so they take any decoder on any device.
+"""Sliders for notebooks. They decode with the running kernel, so they work with any decoder on any device.
 
 `explorer.LatentExplorer` decodes in the browser instead, for dense decoders.
 """
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
     from vae_core.models import VAE
 
-PAUSE = 0.03  # seconds that a redraw waits for further changes
+PAUSE = 0.03  # seconds that a redraw waits for more changes
 
 
 def latent_sliders(model: "VAE", extent: float = 3.0, size: int = 224) -> "ipywidgets.Widget":
-    """Return one slider per latent coordinate, beside the image that the decoder makes of them.
+    """Return one slider per latent coordinate, next to the image that the decoder returns for them.
 
     The widget needs a running kernel. It has `.sliders`, a list, and `.image`, an HTML widget; moving a slider decodes
-    and redraws, once for all the changes that came in meanwhile. Needs ipywidgets (`pip install "vae_core[widgets]"`).
+    and redraws, once for all changes within a short pause. Needs ipywidgets (`pip install "vae_core[widgets]"`).
 
     Args:
-        model: Any VAE or autoencoder of images; of a conditional one, `model.given(y)`.
+        model: Any VAE or autoencoder of images; for a conditional one, `model.given(y)`.
         extent: Each slider runs over [−extent, extent].
         size: The width of the image in pixels of the screen.
 
@@ -44,7 +44,7 @@ def latent_sliders(model: "VAE", extent: float = 3.0, size: int = 224) -> "ipywi
         ipywidgets.FloatSlider(0.0, min=-extent, max=extent, step=0.05, description=name, readout_format=".2f")
         for name in names
     ]
-    image = ipywidgets.HTML()  # not ipywidgets.Image, which can carry no alternative text
+    image = ipywidgets.HTML()  # not ipywidgets.Image, which has no alternative text
 
     def redraw() -> None:
         code = [slider.value for slider in sliders]
@@ -64,9 +64,9 @@ def latent_grid(model: "VAE", extent: float = 3.0, n: int = 15, size: int = 448)
     [−extent, extent]² or by the prior's quantiles, as in `plots.grid_codes`. Needs ipywidgets.
 
     Args:
-        model: A VAE or autoencoder of images with two latent units; of a conditional one, `model.given(y)`.
-        extent: The range to start with.
-        n: The images on a side to start with.
+        model: A VAE or autoencoder of images with two latent units; for a conditional one, `model.given(y)`.
+        extent: The initial range.
+        n: The initial number of images on a side.
         size: The width of the grid in pixels of the screen.
 
     Raises:
@@ -126,7 +126,7 @@ def _redraw_on_change(controls: list, redraw: Callable[[], None]) -> None:
 
 @torch.no_grad()
 def _decode(model: "VAE", codes: list[list[float]]) -> np.ndarray:
-    """The mean images (N, C, H, W) at the codes."""
+    """Return the mean images (N, C, H, W) at the codes."""
     parameter = next(model.parameters())
     with evaluation_mode(model):
         images = model.decode(torch.tensor(codes, dtype=parameter.dtype, device=parameter.device))
@@ -134,7 +134,7 @@ def _decode(model: "VAE", codes: list[list[float]]) -> np.ndarray:
 
 
 def _img(pixels: np.ndarray, size: int, told: str) -> str:
-    """An HTML image of pixels (C, H, W) in [0, 1]: dark on light if grey; nan is paper."""
+    """Return an HTML image of pixels (C, H, W) in [0, 1]: dark on light if grey; nan is paper."""
     from PIL import Image
 
     paper = 0.0 if len(pixels) == 1 else 1.0
