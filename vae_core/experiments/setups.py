@@ -18,6 +18,8 @@ from vae_core.models import VAE, Autoencoder, ConditionalVAE
 from vae_core.objectives import beta_elbo_terms, elbo_terms, iwae_bound, linear_warm_up, reconstruction_log_likelihood
 from vae_core.runtime import seed_everything, unit_interval
 
+DENSITIES = ("continuous_bernoulli", "gaussian", "shared_gaussian", "learned_gaussian")
+
 
 def prepare(experiment: Experiment, dataset: Dataset, seed: int) -> Dataset:
     """Return the images of the experiment: of its class, training ones corrupted or binarised, pixels permuted."""
@@ -155,6 +157,18 @@ def _contradiction(experiment: Experiment, model: nn.Module) -> str | None:
         return "dequantise with binarise, but binary images have no grey levels to spread; set one of them"
     if experiment.binarise_once and not experiment.binarise:
         return "binarise_once without binarise, so that its test images would stay grey; set both"
+    return _without_likelihood(experiment, model)
+
+
+def _without_likelihood(experiment: Experiment, model: nn.Module) -> str | None:
+    """A setting that the likelihood or the decoder gives no sense to, in words."""
+    likelihood = experiment.model.get("likelihood", "bernoulli")
+    if experiment.dequantise and likelihood not in DENSITIES:
+        return f"dequantise with the likelihood {likelihood}, but only a density bounds the probability of grey levels"
+    if experiment.num_samples:
+        *_, last = model.get_submodule("decoder").modules()
+        if likelihood != "bernoulli" or not isinstance(last, nn.Linear):
+            return "num_samples, which starts at the mean image, without a dense decoder of one logit per pixel"
     return None
 
 
