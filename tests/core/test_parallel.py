@@ -72,7 +72,7 @@ def test_fit_treats_idle_parameters_in_two_processes_as_in_one(ranks, float32):
         assert first["state"][name] == pytest.approx(values, rel=1e-7, abs=1e-9)
 
 
-def test_early_stopping_stops_all_processes_together(ranks):
+def test_fit_stops_early_in_all_processes_together(ranks):
     first, second = (rank["early"] for rank in ranks)
     assert first == second
     losses = first["losses"]
@@ -144,7 +144,7 @@ def test_fit_the_annealed_weight_rises_over_all_steps(float32):
     assert weights == pytest.approx([0.125, 0.375, 0.625, 0.875], abs=0.1)
 
 
-def test_one_cycle_moves_parameters_by_the_rate_of_its_step(float32):
+def test_fit_with_one_cycle_moves_parameters_by_the_rate_of_its_step(float32):
     """Adam's first step is the learning rate itself, up to its epsilon: half a step into a warm-up of 6 of 20 steps."""
     model = nn.Linear(1, 1, bias=False)
     before = model.weight.item()

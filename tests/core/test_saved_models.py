@@ -85,7 +85,7 @@ def test_load_returns_what_was_saved_bit_for_bit(build, dtype, path):
 
 
 @every_model
-def test_a_loaded_model_can_be_saved_trained_and_pickled(build, path):
+def test_load_returns_a_model_that_can_be_saved_trained_and_pickled(build, path):
     save(build(), path)
     found = load(path)
     save(found, path.with_name("again.safetensors"))
