@@ -186,9 +186,7 @@ FIRST = {  # what each script that measures does first
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_main_of_each_script_refuses_a_folder_that_cannot_be_written_before_it_computes(
-    name, tmp_path, monkeypatch
-):
+def test_main_of_each_script_refuses_a_folder_that_cannot_be_written_before_it_computes(name, tmp_path, monkeypatch):
     script = importlib.import_module(name)
     monkeypatch.setattr(script, FIRST[name], lambda *_args, **_kwargs: pytest.fail("computed before it looked"))
     (tmp_path / "file").write_text("no folder")

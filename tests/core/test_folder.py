@@ -1,6 +1,5 @@
 """A folder of one's own images: what is read, what is skipped, how it is split, and where it is kept."""
 
-import contextlib
 import os
 import random
 import warnings
@@ -9,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checks import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import datasets, transforms
 
 from vae_core import data
-from vae_core._files import folder
+from vae_core._files import folder as folders
 from vae_core._files.folder import eight_bit, places, read_image
 from vae_core.data import from_folder
 
@@ -47,15 +47,6 @@ def write(folder: Path, *names: str, array: np.ndarray | None = None) -> None:
 
 def numbered(n: int, folder: str = "") -> list[str]:
     return [f"{folder}{k:03}.png" for k in range(n)]
-
-
-@contextlib.contextmanager
-def refused(kind, *words):
-    with pytest.raises(kind) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    assert [word for word in map(str, words) if word not in message] == [], message
 
 
 def everything(d: data.Dataset) -> tuple[torch.Tensor, torch.Tensor]:
@@ -554,7 +545,7 @@ def test_from_folder_reads_one_uncompressed_npz_when_called_again(folder, root, 
     assert cache.name.startswith("folder-photos-")
     assert cache.suffix == ".npz"
     assert cache.stat().st_size >= 18 * 8 * 8 * 3
-    monkeypatch.setattr(folder, "read_image", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(folders, "read_image", lambda *_: pytest.fail("read again"))
     again = from_folder(str(folder), np.int64(8), root=root)
     assert again.sha256 == first.sha256
     assert again.class_names == first.class_names == ("a", "b")
@@ -603,7 +594,7 @@ def test_from_folder_leaves_no_cache_after_ctrl_c(folder, root, monkeypatch):
     def interrupted(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder, "read_image", interrupted)
+    monkeypatch.setattr(folders, "read_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         from_folder(folder, 8, root=root)
     assert list(root.iterdir()) == []

@@ -1,10 +1,9 @@
 """What people pass as data and as labels: what it becomes, and what is refused in one sentence that says what to do."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import torch
+from checks import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numbers
@@ -19,16 +18,6 @@ from vae_core.runtime import unit_interval
 BYTES = torch.arange(3 * 2 * 4 * 5, dtype=torch.uint8).reshape(3, 2, 4, 5)
 FLOATS = BYTES.double() / 119
 TABLE = torch.linspace(-3, 7, 12, dtype=torch.float64).reshape(4, 3)
-
-
-@contextlib.contextmanager
-def refused(kind, *words):
-    with pytest.raises(kind) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 400
-    assert [word for word in map(str, words) if word not in message] == [], message
 
 
 class Items(torch.utils.data.Dataset):

@@ -186,7 +186,7 @@ def test_elbo_keeps_leading_dimensions_of_a_stack_of_models():
 
 def test_reconstruction_log_likelihood_refuses_a_likelihood_of_another_shape():
     model = mlp_autoencoder(SHAPE, 2, hidden=(5,), batch_norm=False)
-    model.output_distribution = lambda logits: Bernoulli(logits=logits)
+    model.likelihood = lambda z: Bernoulli(logits=torch.zeros(6, *SHAPE))
     with refused(ValueError, "likelihood(z)", "(6, 1, 2, 3)", "Independent"):
         reconstruction_log_likelihood(model, X)
 

@@ -72,7 +72,7 @@ def test_free_bits_terms_pull_no_unit_below_the_floor_to_the_prior(model):
 
 @pytest.mark.parametrize("floor", [-0.1, float("nan")])
 def test_free_bits_terms_refuse_a_negative_floor(model, floor):
-    with pytest.raises(ValueError, match="floor must not be negative"):
+    with pytest.raises(ValueError, match="floor must be finite and not negative"):
         free_bits_terms(model, torch.rand(2, *SHAPE), floor)
 
 
