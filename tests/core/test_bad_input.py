@@ -353,17 +353,15 @@ def test_read_record_takes_any_bytes_for_no_record(content, tmp_path):
     assert read_record(find("digits-d2"), 0, tmp_path) is None
 
 
-@BRIEFLY
+@settings(BRIEFLY, max_examples=50)
 @given(content=st.binary(max_size=300), length=st.integers(0, 400))
-def test_load_trained_refuses_any_bytes_as_weights(content, length, recorded, tmp_path):
+def test_load_trained_refuses_any_bytes_as_weights(content, length, copied):
     """Also behind a plausible header length, which is where a safetensors file begins."""
-    folder = tmp_path / "recorded"
-    shutil.copytree(recorded, folder, dirs_exist_ok=True)
-    record = json.loads((folder / f"{NAME}.json").read_text())
-    record.pop("weights_sha256", None)  # or the checksum would refuse all of it before it is read
-    (folder / f"{NAME}.json").write_text(json.dumps(record))
-    (folder / f"{NAME}.safetensors").write_bytes(length.to_bytes(8, "little") + content)
-    refused(folder)
+    record = json.loads((copied / f"{NAME}.json").read_text())
+    if record.pop("weights_sha256", None):  # it would refuse all of it before it is read
+        (copied / f"{NAME}.json").write_text(json.dumps(record))
+    (copied / f"{NAME}.safetensors").write_bytes(length.to_bytes(8, "little") + content)
+    refused(copied)
 
 
 @BRIEFLY

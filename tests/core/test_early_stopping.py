@@ -101,6 +101,7 @@ def test_early_stopping_leaves_the_best_state_after_an_error(few, held_out):
     assert same_state(model, train(few, **FAST | dict(epochs=stop.best_epoch))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 21, 37])
 def test_early_stopping_survives_a_resumption(step, few, held_out, tmp_path):
     whole, expected, stop = stopped_early(few, held_out)
@@ -198,6 +199,7 @@ def test_early_stopping_refuses_to_be_called_outside_of_fit(x):
         train(x, after_epoch=EarlyStopping(x).__call__)
 
 
+@pytest.mark.slow
 def test_early_stopping_finds_a_better_model_than_training_on(x, held_out):
     """Eight images are soon memorised: 300 epochs end about two nats above the best."""
     settings, losses = dict(epochs=300, batch_size=8), []

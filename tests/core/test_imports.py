@@ -50,6 +50,7 @@ def test_no_figures_or_widgets_are_loaded_before_they_are_used():
     assert says(f"{code} from vae_core.interactive import sliders; print({loaded})") == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "modules",
     [

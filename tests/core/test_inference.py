@@ -42,6 +42,7 @@ def test_fit_posterior_finds_the_best_diagonal_q(linear):
         assert linear.mean_field_gap() > 0.2
 
 
+@pytest.mark.slow
 def test_fit_posterior_leaves_a_gap_that_falls_with_the_number_of_draws():
     """In the mean over 100 data under 2e-3 nats from 8 draws, a quarter of it from 32; the start does not matter."""
     linear, x = Linear(SKEW.clone()), torch.randn(100, 5)
@@ -134,6 +135,7 @@ def cloud() -> Tensor:
     return torch.randn(200, 2) @ torch.randn(2, 5) + 0.4 * torch.randn(200, 5) + 1
 
 
+@pytest.mark.slow
 def test_variational_em_on_a_linear_model_comes_to_ppca(cloud):
     """Its optimum is PPCA's: some rotation of W has a diagonal posterior."""
     best, model, q = PPCA(2).fit(cloud).score(cloud), Linear(torch.randn(5, 2) / 2), LocalPosteriors(200, 2)

@@ -48,6 +48,7 @@ def test_annealed_importance_sampling_with_one_temperature_is_importance_samplin
     assert torch.allclose(annealed_importance_sampling(linear, X, q, num_samples=30, temperatures=1, seed=3), expected)
 
 
+@pytest.mark.slow
 def test_annealed_importance_sampling_finds_the_other_mode():
     """q sits on one of two humps. With as many evaluations of p, plain weights miss the other: half of p(x)."""
     model, x = QuadratureModel(two_modes, 0.7), torch.tensor([[1.5]])

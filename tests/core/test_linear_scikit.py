@@ -32,6 +32,7 @@ CHECKED = [kind(d, *method) for kind, method in ((PCA, ()), (PCA, ("em",)), (Fac
 CHECKED += [PPCA(d, method) for method in ("closed", "em") for d in (None, 1)]  # the checks have data with two columns
 
 
+@pytest.mark.slow
 @named("model", CHECKED, ids=repr)
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_pca_ppca_and_factor_analysis_pass_scikit_learns_own_checks_with_the_exceptions_above(model):
