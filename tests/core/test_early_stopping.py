@@ -84,7 +84,7 @@ def test_early_stopping_does_not_disturb_training(few, held_out):
     assert same_state(watched, alone)  # the loss fell each time, so the last epoch is the best
 
 
-@pytest.mark.parametrize("step", [3, 36, 101])
+@pytest.mark.parametrize("step", [3, 36, pytest.param(101, marks=pytest.mark.slow)])
 def test_early_stopping_leaves_the_best_state_when_interrupted(step, few, held_out):
     model, stop = network(), EarlyStopping(held_out, patience=60)
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -93,6 +93,7 @@ def test_early_stopping_leaves_the_best_state_when_interrupted(step, few, held_o
     assert same_state(model, train(few, **FAST | dict(epochs=stop.best_epoch))[0])
 
 
+@pytest.mark.slow
 def test_early_stopping_leaves_the_best_state_after_an_error(few, held_out):
     model, stop = network(), EarlyStopping(held_out, patience=60)
     with pytest.raises(NonFiniteLossError):

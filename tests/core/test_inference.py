@@ -58,6 +58,7 @@ def test_fit_posterior_leaves_a_gap_that_falls_with_the_number_of_draws():
     assert (few.mean() / 4 - many.mean()).abs() < 6 * error
 
 
+@pytest.mark.slow
 def test_fit_posterior_never_ends_below_its_start(linear):
     x = X.repeat(10, 1)
     for start in (linear.posterior(x), diagonal_normal(torch.randn(60, 2), torch.randn(60, 2))):
@@ -328,6 +329,7 @@ class Decoder(nn.Module):
         return diagonal_normal(mean, torch.full_like(mean, -2.0))
 
 
+@pytest.mark.slow
 def test_variational_em_and_fit_posterior_within_autocast_come_to_the_same_figures(float32):
     """bfloat16 keeps three digits; with stale copies of the weights the decoder would not learn at all."""
     found = []

@@ -132,6 +132,7 @@ def test_inference_gap_needs_two_draws(linear):
     assert all(figure.isfinite().all() for figure in inference_gap(linear, X, steps=1, num_samples=2).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [0.3, 1.0])
 def test_inference_gap_of_a_worse_encoder_has_the_right_size(off):
     model = Linear(SKEW.clone(), off)
@@ -145,6 +146,7 @@ def test_inference_gap_of_a_worse_encoder_has_the_right_size(off):
     assert_identities(gap)
 
 
+@pytest.mark.slow
 def test_inference_gap_of_a_curved_model_is_that_of_quadrature():
     model, x = QuadratureModel(curve, 0.5), X[:5, :2]
     q = diagonal_normal(torch.zeros(5, 1), torch.zeros(5, 1))
