@@ -51,7 +51,7 @@ test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 check: style
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow" tests/core
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -o addopts= -p no:nbval -n 2 --dist loadscope -m "not slow" tests/core
 
 mutants: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py

@@ -404,6 +404,7 @@ def test_unit_interval_refuses_other_dtypes(dtype):
 # Real data, where it is
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mean", "sd"),
     [
@@ -422,6 +423,7 @@ def test_load_of_real_data_gives_training_pixels_of_the_known_mean_and_sd(name, 
     assert (share @ levels**2 - found**2).sqrt().tolist() == pytest.approx(sd, abs=half_digit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n_train", "shape"),
     [("mnist", 60_000, (1, 28, 28)), ("fashion-mnist", 60_000, (1, 28, 28)), ("cifar10", 50_000, (3, 32, 32))],
@@ -433,6 +435,7 @@ def test_load_of_real_data_gives_their_sizes_and_ten_classes(name, n_train, shap
     assert (len(d.y_train.bincount()), len(d.y_test.bincount())) == (10, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "floor"), [("mnist", 45.53), ("fashion-mnist", 189.86), ("cifar10", 1681.72)])
 def test_entropy_floor_of_real_test_images_is_the_known_one(name, floor, data_root, float32):
     assert entropy_floor(unit_interval(real(name, data_root).x_test)) == pytest.approx(floor, abs=0.005)

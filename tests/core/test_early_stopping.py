@@ -118,6 +118,7 @@ def test_early_stopping_survives_a_resumption(step, few, held_out, tmp_path):
     assert (again.best_epoch, again.best_loss) == (stop.best_epoch, stop.best_loss)
 
 
+@pytest.mark.slow
 def test_early_stopping_of_a_stopped_run_stays_or_goes_on_with_more_patience(few, held_out, tmp_path):
     path = tmp_path / "c.pt"
     whole, rows, stop = stopped_early(few, held_out, checkpoint=path)
@@ -136,6 +137,7 @@ def test_early_stopping_refuses_to_go_on_with_other_validation_data(few, held_ou
         train(few, after_epoch=EarlyStopping(held_out.flip(0)), **settings)
 
 
+@pytest.mark.slow
 def test_early_stopping_starts_anew_in_each_run(few, held_out):
     stop = EarlyStopping(held_out, patience=4)
     runs = [train(few, after_epoch=stop, **FAST) for _ in range(2)]

@@ -99,6 +99,7 @@ def assert_identities(gap: dict[str, Tensor]) -> None:
     assert torch.allclose(gap["best_elbo"] - gap["elbo"], gap["amortization_gap"], rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_inference_gap_of_a_linear_model_is_the_formula(linear):
     gap = inference_gap(linear, X)
     assert_identities(gap)

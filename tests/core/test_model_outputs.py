@@ -315,7 +315,9 @@ WITH_Y = {
 }
 
 
-@pytest.mark.parametrize("figure", WITH_Y)
+@pytest.mark.parametrize(
+    "figure", [pytest.param(name, marks=pytest.mark.slow) if name == "log_likelihood" else name for name in WITH_Y]
+)
 @pytest.mark.parametrize("blind", [False, True])
 def test_evaluate_and_the_others_give_each_batch_its_own_conditions(figure, blind):
     use, model = WITH_Y[figure], conditional(blind)

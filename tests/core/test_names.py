@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ NAMES = {"vae_core", *(module.rpartition(".")[2] for module in MODULES)}.union(
 )
 
 
+@cache
 def names_in(path: Path) -> list[str]:
     return [node.name for node in ast.parse(path.read_text()).body if getattr(node, "name", "").startswith("test_")]
 
