@@ -11,12 +11,12 @@ assert json.load(page)["vulnerabilities"]
 endef
 export KNOWN_HOLE
 
-.PHONY: help book pdf linkcheck check test mutants again lint lab notebooks reproduce bench gpu venv clean
+.PHONY: help book pdf linkcheck check test mutants again style lint lab notebooks reproduce bench gpu venv clean
 help:
 	@echo "make book       execute the notebooks (cached) and build the HTML"
 	@echo "make pdf        one PDF of the book, through Chromium"
 	@echo "make linkcheck  whether every external link of the book answers"
-	@echo "make check      lint and the tests of the module: what one runs while working"
+	@echo "make check      style, types and the quick tests of the module, in a minute: what one runs while working"
 	@echo "make test       unit tests, notebooks as regression tests, the built pages in a browser"
 	@echo "make mutants    change formulas one at a time and see whether a test notices (half an hour)"
 	@echo "make again      run each cell twice, from another folder (half an hour)"
@@ -50,8 +50,8 @@ linkcheck: $(READY)
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
-check: lint
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not slow" tests/core
+check: style
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -o addopts= -p no:nbval -n 2 --dist loadscope -m "not slow" tests/core
 
 mutants: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py
@@ -59,10 +59,12 @@ mutants: $(READY)
 again: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/rerun_cells.py
 
-lint: $(READY)
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lint: style
 	@if $(BIN)/python -c "$$KNOWN_HOLE" 2>/dev/null; then $(BIN)/pip-audit --skip-editable --progress-spinner off; \
 	else echo "The advisory service does not answer: dependencies were not audited."; fi
 

@@ -16,7 +16,7 @@ def refused(kind, *words):
         yield
     message = str(caught.value)
     assert "\n" not in message
-    assert [word for word in map(str, words) if word not in message] == []
+    assert [word for word in map(str, words) if word not in message] == [], message
 
 
 def write_half(target) -> None:

@@ -51,6 +51,17 @@ def _modules(base: str, names: list[ast.alias]) -> set[str]:
     return {base}
 
 
+def public_names(path: Path) -> set[str]:
+    """Functions and classes of a file, its constants, and the methods and annotated attributes of its classes."""
+    body = ast.parse(path.read_text()).body
+    inner = [node for outer in body if isinstance(outer, ast.ClassDef) for node in outer.body]
+    assigned = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
+    annotated = [node.target for node in inner if isinstance(node, ast.AnnAssign)]
+    names = [node.name for node in (*body, *inner) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    names += [target.id for target in (*assigned, *annotated) if isinstance(target, ast.Name)]
+    return {name for name in names if not name.startswith("_")}
+
+
 def code_lines(path: Path) -> int:
     """Lines that are neither blank, nor comments, nor part of a docstring."""
     text = path.read_text()

@@ -56,4 +56,4 @@ def test_claims_stand_in_the_documents_order():
     items = {"S-4.1.8": made | {"claim": "third"}, "C-4.2.10": made | {"claim": "second"}, "C-4.2.9": made}
     text = claims.claims_table(items)
     assert text.index("more is more") < text.index("second") < text.index("third")
-    assert "Of 3 claims 3 hold, 0 hold in part, and 0 do not hold here." in text
+    assert re.findall(r"\d+", next(line for line in text.splitlines() if "claims" in line)) == ["3", "3", "0", "0"]

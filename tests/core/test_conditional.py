@@ -156,6 +156,7 @@ def test_fit_refuses_too_few_conditions_before_training(model):
         fit(model, torch.rand(10, *SHAPE), lambda *_: None, y=torch.zeros(9, 3), epochs=1, progress=False)
 
 
+@pytest.mark.slow
 def test_mlp_conditional_vae_draws_the_digit_of_its_condition_and_the_label_saves_nats(float32):
     """L-1.4.6: the label need not be in the code any more, so the bound rises by up to log 10 nats or so."""
     digits, settings = load("digits"), dict(epochs=40, batch_size=64, learning_rate=3e-3, progress=False)

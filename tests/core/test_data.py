@@ -64,7 +64,7 @@ def assert_same(dataset: data.Dataset, arrays: dict[str, np.ndarray]) -> None:
 # Digits
 
 
-def test_digits_are_1437_and_360_images_of_8_by_8():
+def test_load_digits_gives_1437_and_360_images_of_8_by_8():
     d = data.load("digits")
     assert (d.x_train.shape, d.y_train.shape) == ((1437, 1, 8, 8), (1437,))
     assert (d.x_test.shape, d.y_test.shape) == ((360, 1, 8, 8), (360,))
@@ -72,7 +72,7 @@ def test_digits_are_1437_and_360_images_of_8_by_8():
     assert (d.x_train.dtype, d.y_train.dtype) == (torch.float32, torch.int64)
 
 
-def test_digits_are_scikit_learns_17_grey_levels_in_its_order():
+def test_load_digits_gives_scikit_learns_17_grey_levels_in_its_order():
     from sklearn.datasets import load_digits
 
     d, source = data.load("digits"), load_digits()
@@ -82,13 +82,13 @@ def test_digits_are_scikit_learns_17_grey_levels_in_its_order():
     assert torch.equal(y, torch.tensor(source.target))
 
 
-def test_digits_need_no_data_root(monkeypatch, tmp_path):
+def test_load_digits_needs_no_data_root(monkeypatch, tmp_path):
     monkeypatch.setenv("VAE_CORE_DATA", str(tmp_path / "absent"))
     data.load("digits")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
+def test_load_refuses_an_unknown_name_with_the_known_ones(tmp_path):
     with refused(ValueError, "'mnits'", *data.NAMES):
         data.load("mnits", tmp_path)
 
@@ -97,7 +97,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_idx_files_are_read_and_then_kept_as_one_npz(name, tmp_path):
+def test_load_reads_idx_files_and_then_keeps_one_npz(name, tmp_path):
     arrays = write_raw(tmp_path, FOLDERS[name])
     first = data.load(name, tmp_path)
     assert_same(first, arrays)
@@ -108,7 +108,7 @@ def test_idx_files_are_read_and_then_kept_as_one_npz(name, tmp_path):
     assert again.sha256 == first.sha256
 
 
-def test_the_npz_is_uncompressed_uint8_with_the_four_names(tmp_path):
+def test_load_keeps_an_uncompressed_npz_of_uint8_with_the_four_names(tmp_path):
     arrays = write_raw(tmp_path)
     data.load("mnist", tmp_path)
     with zipfile.ZipFile(tmp_path / "mnist.npz") as archive:
@@ -119,7 +119,7 @@ def test_the_npz_is_uncompressed_uint8_with_the_four_names(tmp_path):
         }
 
 
-def test_loading_leaves_the_raw_files_and_adds_only_the_npz(tmp_path):
+def test_load_leaves_the_raw_files_and_adds_only_the_npz(tmp_path):
     write_raw(tmp_path)
     before = files_below(tmp_path)
     data.load("mnist", tmp_path)
@@ -128,7 +128,7 @@ def test_loading_leaves_the_raw_files_and_adds_only_the_npz(tmp_path):
     assert before.items() <= after.items()
 
 
-def test_the_npz_is_preferred_to_the_raw_files(tmp_path):
+def test_load_prefers_the_npz_to_the_raw_files(tmp_path):
     write_raw(tmp_path)
     arrays = made_arrays(n_train=7)
     np.savez(tmp_path / "mnist.npz", **arrays)
@@ -151,20 +151,20 @@ def svhn_root(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_svhn_label_10_becomes_0(svhn_root):
+def test_load_makes_svhns_label_10_a_0(svhn_root):
     d = data.load("svhn", svhn_root)
     assert d.y_train.tolist() == [0, 1, 9, 0]
     assert d.y_test.tolist() == [0, 1, 9]
 
 
-def test_svhn_images_keep_their_orientation(svhn_root):
+def test_load_keeps_the_orientation_of_svhns_images(svhn_root):
     for d in (data.load("svhn", svhn_root), data.load("svhn", svhn_root)):  # from the .mat, then from the npz
         assert d.x_train.shape == (4, 3, 32, 32)
         assert d.x_test.nonzero().tolist() == [[1, 2, 4, 7]]
         assert d.x_test[1, 2, 4, 7] == 200
 
 
-def test_cifar10_comes_from_its_npz_with_channels_first(tmp_path):
+def test_load_puts_the_channels_of_cifar10_first(tmp_path):
     arrays = made_arrays((32, 32, 3))
     np.savez(tmp_path / "cifar10.npz", **arrays)
     d = data.load("cifar10", tmp_path)
@@ -173,21 +173,21 @@ def test_cifar10_comes_from_its_npz_with_channels_first(tmp_path):
     assert d.y_train.tolist() == arrays["y_train"].tolist()
 
 
-def test_the_environment_names_the_root(monkeypatch, tmp_path):
+def test_load_takes_the_root_from_the_environment(monkeypatch, tmp_path):
     arrays = made_arrays()
     np.savez(tmp_path / "mnist.npz", **arrays)
     monkeypatch.setenv("VAE_CORE_DATA", str(tmp_path))
     assert_same(data.load("mnist"), arrays)
 
 
-def test_the_argument_outranks_the_environment(monkeypatch, tmp_path):
+def test_load_prefers_its_argument_to_the_environment(monkeypatch, tmp_path):
     arrays = made_arrays()
     np.savez(tmp_path / "mnist.npz", **arrays)
     monkeypatch.setenv("VAE_CORE_DATA", str(tmp_path / "elsewhere"))
     assert_same(data.load("mnist", tmp_path), arrays)
 
 
-def test_the_default_root_of_this_checkout_is_its_data_folder(monkeypatch):
+def test_default_root_of_this_checkout_is_its_data_folder(monkeypatch):
     """Also for a notebook, whose working folder is its own; test_runtime.py tries other folders."""
     monkeypatch.delenv("VAE_CORE_DATA", raising=False)
     monkeypatch.chdir(Path(__file__).resolve().parents[2] / "notebooks")
@@ -198,14 +198,14 @@ def test_the_default_root_of_this_checkout_is_its_data_folder(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_a_missing_set_without_network_says_how_to_get_it_and_leaves_nothing(name, tmp_path):
+def test_load_of_a_missing_set_without_network_says_how_to_get_it_and_leaves_nothing(name, tmp_path):
     with refused(FileNotFoundError, tmp_path, f"python -m vae_core data {name}", f"{name}.npz", "digits"):
         data.load(name, tmp_path)
     assert list(tmp_path.rglob("*")) == []
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_a_truncated_archive_is_refused_and_left_alone(name, tmp_path):
+def test_load_refuses_a_truncated_archive_and_leaves_it_alone(name, tmp_path):
     archive = tmp_path / ARCHIVES[name]
     archive.parent.mkdir(parents=True, exist_ok=True)
     archive.write_bytes(b"\x1f\x8b\x08 the first part of a download")
@@ -217,7 +217,7 @@ def test_a_truncated_archive_is_refused_and_left_alone(name, tmp_path):
 
 @pytest.mark.parametrize("kept", [0, 3, 10, 1000])
 @pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-images-idx3-ubyte"])
-def test_a_truncated_raw_file_is_refused_and_nothing_is_kept_of_it(file, kept, tmp_path):
+def test_load_refuses_a_truncated_raw_file_and_keeps_nothing_of_it(file, kept, tmp_path):
     write_raw(tmp_path)
     path = tmp_path / "MNIST" / "raw" / file
     path.write_bytes(path.read_bytes()[:kept])
@@ -227,7 +227,7 @@ def test_a_truncated_raw_file_is_refused_and_nothing_is_kept_of_it(file, kept, t
     assert files_below(tmp_path) == before
 
 
-def test_raw_files_with_fewer_labels_than_images_are_refused(tmp_path):
+def test_load_refuses_raw_files_with_fewer_labels_than_images(tmp_path):
     write_raw(tmp_path)
     write_idx(tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte", np.zeros(4, np.uint8))
     with refused(ValueError, "mnist", tmp_path, "y_train"):
@@ -235,7 +235,7 @@ def test_raw_files_with_fewer_labels_than_images_are_refused(tmp_path):
     assert not (tmp_path / "mnist.npz").exists()
 
 
-def test_an_incomplete_raw_folder_without_network_is_refused(tmp_path):
+def test_load_refuses_an_incomplete_raw_folder_without_network(tmp_path):
     write_raw(tmp_path)
     (tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").unlink()
     before = files_below(tmp_path)
@@ -276,7 +276,7 @@ def assert_npz_refused(path: Path, name: str = "mnist") -> None:
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_a_damaged_npz_is_refused_by_name(save, damage, tmp_path):
+def test_load_refuses_a_damaged_npz_by_name(save, damage, tmp_path):
     path = tmp_path / "mnist.npz"
     save(path, **made_arrays())
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
@@ -284,16 +284,17 @@ def test_a_damaged_npz_is_refused_by_name(save, damage, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["a pixel", "the compression method", "truncated", "text"])
-def test_a_refused_npz_is_closed_again(damage, tmp_path):
+def test_load_closes_an_npz_that_it_refuses(damage, tmp_path):
     path = tmp_path / "mnist.npz"
     np.savez(path, **made_arrays())
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    gc.collect()
+    gc.freeze()  # what lies about already is not looked at
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with contextlib.suppress(Exception):
             data.load("mnist", tmp_path)
         gc.collect()
+    gc.unfreeze()
     assert [str(warning.message) for warning in caught] == []
 
 
@@ -313,29 +314,29 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("content", FOREIGN)
-def test_an_npz_of_something_else_is_refused_by_name(content, tmp_path):
+def test_load_refuses_an_npz_of_something_else_by_name(content, tmp_path):
     np.savez(tmp_path / "mnist.npz", **FOREIGN[content](made_arrays()))
     assert_npz_refused(tmp_path / "mnist.npz")
 
 
-def test_an_npz_with_pickled_objects_is_refused_and_not_unpickled(tmp_path):
+def test_load_refuses_an_npz_with_pickled_objects_and_unpickles_nothing(tmp_path):
     objects = np.array([Payload(tmp_path / "executed")], dtype=object)
     np.savez(tmp_path / "mnist.npz", **made_arrays() | {"x_train": objects})
     assert_npz_refused(tmp_path / "mnist.npz")
 
 
-def test_an_npz_of_another_set_is_refused_by_name(tmp_path):
+def test_load_refuses_an_npz_of_another_set_by_name(tmp_path):
     np.savez(tmp_path / "cifar10.npz", **made_arrays())
     assert_npz_refused(tmp_path / "cifar10.npz", "cifar10")
 
 
-def test_a_single_npy_array_under_the_name_of_the_npz_is_refused(tmp_path):
+def test_load_refuses_a_single_npy_array_under_the_name_of_the_npz(tmp_path):
     with (tmp_path / "mnist.npz").open("wb") as file:
         np.save(file, made_arrays()["x_train"])
     assert_npz_refused(tmp_path / "mnist.npz")
 
 
-def test_a_root_that_cannot_be_written_is_refused_by_name(tmp_path):
+def test_load_refuses_a_root_that_cannot_be_written_by_name(tmp_path):
     (tmp_path / "file").write_text("no folder")
     root = tmp_path / "file" / "data"
     with refused(OSError, root, "--data-root", "VAE_CORE_DATA"):
@@ -344,7 +345,7 @@ def test_a_root_that_cannot_be_written_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("crash", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_crash_while_writing_the_npz_leaves_nothing_behind(crash, tmp_path, monkeypatch):
+def test_load_leaves_nothing_behind_after_a_crash_while_writing_the_npz(crash, tmp_path, monkeypatch):
     def savez(target, **_arrays):
         write_half(target)
         raise crash
@@ -361,20 +362,20 @@ def test_a_crash_while_writing_the_npz_leaves_nothing_behind(crash, tmp_path, mo
 
 
 @pytest.mark.parametrize("key", data.ARRAYS)
-def test_the_checksum_sees_every_single_value(key):
+def test_sha256_depends_on_every_single_value(key):
     d = data.load("digits")
     changed = getattr(d, key).clone()
     changed.view(-1)[7] += 1
     assert dataclasses.replace(d, **{key: changed}).sha256 != d.sha256
 
 
-def test_the_checksum_sees_shape_and_dtype_beside_the_bytes():
+def test_sha256_depends_on_shape_and_dtype_beside_the_bytes():
     d = data.load("digits")
     for same_bytes in (d.x_train.view(-1, 1, 4, 16), d.x_train.view(torch.int32)):
         assert dataclasses.replace(d, x_train=same_bytes).sha256 != d.sha256
 
 
-def test_the_checksum_is_that_of_a_second_load():
+def test_sha256_is_that_of_a_second_load():
     assert data.load("digits").sha256 == data.load("digits").sha256
 
 
@@ -403,6 +404,7 @@ def test_unit_interval_refuses_other_dtypes(dtype):
 # Real data, where it is
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mean", "sd"),
     [
@@ -411,7 +413,7 @@ def test_unit_interval_refuses_other_dtypes(dtype):
         ("cifar10", [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
     ],
 )
-def test_real_training_pixels_have_the_known_mean_and_sd(name, mean, sd, data_root):
+def test_load_of_real_data_gives_training_pixels_of_the_known_mean_and_sd(name, mean, sd, data_root):
     x = real(name, data_root).x_train
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in x.unbind(1)]).double()
     levels, share = torch.arange(256) / 255, counts / counts.sum(1, keepdim=True)
@@ -421,17 +423,19 @@ def test_real_training_pixels_have_the_known_mean_and_sd(name, mean, sd, data_ro
     assert (share @ levels**2 - found**2).sqrt().tolist() == pytest.approx(sd, abs=half_digit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n_train", "shape"),
     [("mnist", 60_000, (1, 28, 28)), ("fashion-mnist", 60_000, (1, 28, 28)), ("cifar10", 50_000, (3, 32, 32))],
 )
-def test_real_sets_have_their_sizes_and_ten_classes(name, n_train, shape, data_root):
+def test_load_of_real_data_gives_their_sizes_and_ten_classes(name, n_train, shape, data_root):
     d = real(name, data_root)
     assert (d.x_train.shape, d.x_test.shape) == ((n_train, *shape), (10_000, *shape))
     assert (d.x_train.dtype, d.y_test.dtype) == (torch.uint8, torch.int64)
     assert (len(d.y_train.bincount()), len(d.y_test.bincount())) == (10, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "floor"), [("mnist", 45.53), ("fashion-mnist", 189.86), ("cifar10", 1681.72)])
-def test_real_test_images_have_the_known_entropy_floor(name, floor, data_root, float32):
+def test_entropy_floor_of_real_test_images_is_the_known_one(name, floor, data_root, float32):
     assert entropy_floor(unit_interval(real(name, data_root).x_test)) == pytest.approx(floor, abs=0.005)

@@ -84,7 +84,7 @@ def test_early_stopping_does_not_disturb_training(few, held_out):
     assert same_state(watched, alone)  # the loss fell each time, so the last epoch is the best
 
 
-@pytest.mark.parametrize("step", [3, 36, 101])
+@pytest.mark.parametrize("step", [3, 36, pytest.param(101, marks=pytest.mark.slow)])
 def test_early_stopping_leaves_the_best_state_when_interrupted(step, few, held_out):
     model, stop = network(), EarlyStopping(held_out, patience=60)
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -93,6 +93,7 @@ def test_early_stopping_leaves_the_best_state_when_interrupted(step, few, held_o
     assert same_state(model, train(few, **FAST | dict(epochs=stop.best_epoch))[0])
 
 
+@pytest.mark.slow
 def test_early_stopping_leaves_the_best_state_after_an_error(few, held_out):
     model, stop = network(), EarlyStopping(held_out, patience=60)
     with pytest.raises(NonFiniteLossError):
@@ -101,6 +102,7 @@ def test_early_stopping_leaves_the_best_state_after_an_error(few, held_out):
     assert same_state(model, train(few, **FAST | dict(epochs=stop.best_epoch))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [4, 21, 37])
 def test_early_stopping_survives_a_resumption(step, few, held_out, tmp_path):
     whole, expected, stop = stopped_early(few, held_out)
@@ -116,6 +118,7 @@ def test_early_stopping_survives_a_resumption(step, few, held_out, tmp_path):
     assert (again.best_epoch, again.best_loss) == (stop.best_epoch, stop.best_loss)
 
 
+@pytest.mark.slow
 def test_early_stopping_of_a_stopped_run_stays_or_goes_on_with_more_patience(few, held_out, tmp_path):
     path = tmp_path / "c.pt"
     whole, rows, stop = stopped_early(few, held_out, checkpoint=path)
@@ -134,6 +137,7 @@ def test_early_stopping_refuses_to_go_on_with_other_validation_data(few, held_ou
         train(few, after_epoch=EarlyStopping(held_out.flip(0)), **settings)
 
 
+@pytest.mark.slow
 def test_early_stopping_starts_anew_in_each_run(few, held_out):
     stop = EarlyStopping(held_out, patience=4)
     runs = [train(few, after_epoch=stop, **FAST) for _ in range(2)]
@@ -198,6 +202,7 @@ def test_early_stopping_refuses_to_be_called_outside_of_fit(x):
         train(x, after_epoch=EarlyStopping(x).__call__)
 
 
+@pytest.mark.slow
 def test_early_stopping_finds_a_better_model_than_training_on(x, held_out):
     """Eight images are soon memorised: 300 epochs end about two nats above the best."""
     settings, losses = dict(epochs=300, batch_size=8), []

@@ -48,7 +48,7 @@ def test_evaluate_depends_on_its_seed_alone(x):
 
 
 @pytest.mark.parametrize("kl", ["analytic", "monte_carlo"])
-def test_the_evaluated_loss_is_the_sum_of_its_terms_over_all_images(kl, x):
+def test_evaluate_has_the_sum_of_its_terms_over_all_images_as_loss(kl, x):
     figures = evaluate(network(), x, kl=kl, num_samples=3)
     assert set(figures) == {"loss", "reconstruction", "kl", "n"}
     assert figures["n"] == 256
@@ -66,7 +66,7 @@ def test_evaluate_is_the_mean_over_images_of_the_negative_elbo_in_evaluation_mod
 
 
 @pytest.mark.parametrize("batch_size", [1, 100, 255])
-def test_the_batch_size_of_evaluate_does_not_change_the_kl(batch_size, x):
+def test_evaluate_has_the_same_kl_for_every_batch_size(batch_size, x):
     model = network().double().train()
     expected = evaluate(model, x.double(), batch_size=256)["kl"]
     assert evaluate(model, x.double(), batch_size=batch_size)["kl"] == pytest.approx(expected, rel=1e-12)
@@ -80,12 +80,12 @@ def test_evaluate_refuses_no_images(x):
 # Figures per unit
 
 
-def test_the_kl_of_the_units_adds_up_to_the_kl(x):
+def test_kl_per_unit_adds_up_to_the_kl(x):
     model, _ = train(x, model=network(latent_dim=3))
     assert kl_per_unit(model, x, batch_size=100).sum().item() == pytest.approx(evaluate(model, x)["kl"], rel=1e-6)
 
 
-def test_a_unit_that_follows_the_prior_costs_nothing(x):
+def test_kl_per_unit_is_zero_for_a_unit_that_follows_the_prior(x):
     model = network(latent_dim=3)
     for head in (model.mean, model.log_variance):
         nn.init.zeros_(head.weight[1:])

@@ -1,6 +1,5 @@
 """A folder of one's own images: what is read, what is skipped, how it is split, and where it is kept."""
 
-import contextlib
 import os
 import random
 import warnings
@@ -9,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checks import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import datasets, transforms
 
 from vae_core import data
-from vae_core._files import folder as folder_files
+from vae_core._files import folder as folders
 from vae_core._files.folder import eight_bit, places, read_image
 from vae_core.data import from_folder
 
@@ -49,15 +49,6 @@ def numbered(n: int, folder: str = "") -> list[str]:
     return [f"{folder}{k:03}.png" for k in range(n)]
 
 
-@contextlib.contextmanager
-def refused(kind, *words):
-    with pytest.raises(kind) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    assert [word for word in map(str, words) if word not in message] == [], message
-
-
 def everything(d: data.Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([d.x_train, d.x_test]), torch.cat([d.y_train, d.y_test])
 
@@ -84,7 +75,7 @@ def test_from_folder_takes_the_formats_that_people_have(folder, root):
     assert ((everything(d)[0].int() - 100).abs() <= 3).all()
 
 
-def test_pngs_of_the_size_asked_for_are_kept_value_by_value(folder, root):
+def test_from_folder_keeps_pngs_of_the_size_asked_for_value_by_value(folder, root):
     arrays = {name: noise(6, 6) for name in numbered(12)}
     for name, array in arrays.items():
         write(folder, name, array=array)
@@ -115,12 +106,12 @@ def test_read_image_agrees_with_torchvision_where_margins_are_whole(shape, tmp_p
     assert np.abs(found.astype(int) - expected)[1:-1, 1:-1].max() <= 1
 
 
-def test_a_chequerboard_of_single_pixels_becomes_grey(tmp_path):
+def test_read_image_makes_a_chequerboard_of_single_pixels_grey(tmp_path):
     write(tmp_path, "a.png", array=(np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8))
     assert (np.abs(read_image(tmp_path / "a.png", 8, grey=True).astype(int) - 127.5) <= 3).all()
 
 
-def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path):
+def test_read_image_decodes_a_large_jpeg_small_and_it_looks_the_same(tmp_path):
     smooth = Image.fromarray(noise(5, 5)).resize((1200, 900), Image.Resampling.BICUBIC)
     smooth.save(tmp_path / "a.jpg", quality=95)
     smooth.save(tmp_path / "a.png")
@@ -142,7 +133,7 @@ def upright_of(path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("ending", ["jpg", "png", "tiff", "webp"])
-def test_exif_orientation_is_applied(orientation, ending, tmp_path):
+def test_read_image_applies_exif_orientation(orientation, ending, tmp_path):
     """Each file stores the image turned; the tag says how to turn it back (EXIF 2.3, table of Orientation)."""
     a = UPRIGHT
     stored = [a, a[:, ::-1], a[::-1, ::-1], a[::-1], a.T, np.rot90(a), a[::-1, ::-1].T, np.rot90(a, -1)][
@@ -154,7 +145,7 @@ def test_exif_orientation_is_applied(orientation, ending, tmp_path):
     assert np.abs(upright_of(tmp_path / f"a.{ending}").astype(int) - UPRIGHT).max() <= 12
 
 
-def test_damaged_exif_data_do_not_lose_the_image(tmp_path):
+def test_read_image_reads_an_image_with_damaged_exif_data(tmp_path):
     Image.fromarray(UPRIGHT).save(tmp_path / "a.png", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff nonsense")
     assert (upright_of(tmp_path / "a.png") == UPRIGHT).all()
 
@@ -165,19 +156,19 @@ def rgba(alpha: int) -> Image.Image:
 
 @pytest.mark.parametrize(("alpha", "expected"), [(255, (200, 100, 0)), (0, (255, 255, 255)), (51, (244, 224, 204))])
 @pytest.mark.parametrize("ending", ["png", "tiff"])
-def test_transparent_images_are_laid_on_white(alpha, expected, ending, tmp_path):
+def test_read_image_lays_transparent_images_on_white(alpha, expected, ending, tmp_path):
     """Opacity a leaves 255 (1 - a) + a v."""
     rgba(alpha).save(tmp_path / f"a.{ending}")
     assert np.abs(read_image(tmp_path / f"a.{ending}", 8, grey=False).astype(int) - expected).max() <= 1
 
 
-def test_grey_with_alpha_is_laid_on_white(tmp_path):
+def test_read_image_lays_grey_with_alpha_on_white(tmp_path):
     Image.fromarray(np.dstack([np.zeros((8, 8), np.uint8), UPRIGHT[::2, ::2]]), "LA").save(tmp_path / "a.png")
     assert (read_image(tmp_path / "a.png", 8, grey=True) == 255 - UPRIGHT[::2, ::2]).all()
 
 
 @pytest.mark.parametrize("ending", ["png", "gif"])
-def test_a_palette_with_a_transparent_entry_is_laid_on_white(ending, tmp_path):
+def test_read_image_lays_a_palette_with_a_transparent_entry_on_white(ending, tmp_path):
     image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 2, "L").convert("P")
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.save(tmp_path / f"a.{ending}", transparency=0)
@@ -185,7 +176,7 @@ def test_a_palette_with_a_transparent_entry_is_laid_on_white(ending, tmp_path):
     assert {tuple(pixel) for pixel in found.reshape(-1, 3).tolist()} == {(255, 255, 255), (200, 100, 50)}
 
 
-def test_a_palette_is_looked_up(tmp_path):
+def test_read_image_looks_up_a_palette(tmp_path):
     image = Image.fromarray((UPRIGHT > 100).astype(np.uint8), "L").convert("P")
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.save(tmp_path / "a.png")
@@ -193,36 +184,36 @@ def test_a_palette_is_looked_up(tmp_path):
     assert (found == np.where((UPRIGHT > 100)[..., None], (200, 100, 50), (10, 20, 30))).all()
 
 
-def test_one_bit_images_become_black_and_white(tmp_path):
+def test_read_image_makes_one_bit_images_black_and_white(tmp_path):
     Image.fromarray(UPRIGHT > 100).save(tmp_path / "a.png")
     assert mode_of(tmp_path / "a.png") == "1"
     assert (upright_of(tmp_path / "a.png") == 255 * (UPRIGHT > 100)).all()
 
 
-def test_a_cmyk_jpeg_becomes_rgb(tmp_path):
+def test_read_image_makes_a_cmyk_jpeg_rgb(tmp_path):
     image = Image.new("RGB", (16, 16), (200, 100, 50)).convert("CMYK")
     image.save(tmp_path / "a.jpg", quality=95)
     assert mode_of(tmp_path / "a.jpg") == "CMYK"
     assert np.abs(read_image(tmp_path / "a.jpg", 4, grey=False).astype(int) - (200, 100, 50)).max() <= 4
 
 
-def test_a_pgm_of_sixteen_bits_is_scaled(tmp_path):
+def test_read_image_scales_a_pgm_of_sixteen_bits(tmp_path):
     (tmp_path / "a.pgm").write_bytes(b"P5 16 16 65535\n" + (UPRIGHT.astype(">u2") * 257).tobytes())
     assert (upright_of(tmp_path / "a.pgm") == UPRIGHT).all()
 
 
 @pytest.mark.parametrize("ending", ["png", "tiff"])
-def test_sixteen_bits_are_scaled_not_cut(ending, tmp_path):
+def test_read_image_scales_sixteen_bits_and_does_not_cut_them(ending, tmp_path):
     Image.fromarray(UPRIGHT.astype(np.uint16) * 257).save(tmp_path / f"a.{ending}")
     assert (upright_of(tmp_path / f"a.{ending}") == UPRIGHT).all()
 
 
-def test_big_endian_sixteen_bits_are_read():
+def test_eight_bit_reads_big_endian_sixteen_bits():
     image = Image.frombytes("I;16B", (16, 16), (UPRIGHT.astype(">u2") * 257).tobytes())
     assert (np.asarray(eight_bit(image, grey=True)) == UPRIGHT).all()
 
 
-def test_floating_point_tiffs_from_0_to_1_are_scaled(tmp_path):
+def test_read_image_scales_floating_point_tiffs_from_0_to_1(tmp_path):
     Image.fromarray((UPRIGHT / 255).astype(np.float32)).save(tmp_path / "a.tiff")
     assert (upright_of(tmp_path / "a.tiff") == UPRIGHT).all()
 
@@ -230,13 +221,13 @@ def test_floating_point_tiffs_from_0_to_1_are_scaled(tmp_path):
 @pytest.mark.parametrize(
     "levels", [np.float32([[0, 200]]), np.float32([[np.nan, 0]]), np.int32([[-1, 5]]), np.int32([[0, 70000]])]
 )
-def test_levels_without_a_known_range_are_refused(levels):
+def test_eight_bit_refuses_levels_without_a_known_range(levels):
     with refused(ValueError, "levels", "expected 0 to"):
         eight_bit(Image.fromarray(levels), grey=True)
 
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "tiff", "png"])
-def test_of_several_frames_the_first_one_is_taken(ending, tmp_path):
+def test_read_image_takes_the_first_of_several_frames(ending, tmp_path):
     frames = [Image.new("RGB", (8, 8), (level, level, level)) for level in (200, 100, 0)]
     frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:], **lossless(ending))
     assert (read_image(tmp_path / f"a.{ending}", 8, grey=True) == 200).all()
@@ -250,12 +241,12 @@ def lossless(ending: str) -> dict:
 @pytest.mark.parametrize(
     "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16"]
 )
-def test_every_common_mode_becomes_grey_or_rgb(mode, grey):
+def test_eight_bit_makes_every_common_mode_grey_or_rgb(mode, grey):
     assert eight_bit(Image.new(mode, (3, 2)), grey).mode == ("L" if grey else "RGB")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (2, 3)])
-def test_images_of_odd_sizes_are_brought_to_the_size(shape, tmp_path):
+def test_read_image_brings_images_of_odd_sizes_to_the_size(shape, tmp_path):
     write(tmp_path, "a.png", array=np.full((*shape, 3), 77, np.uint8))
     assert (read_image(tmp_path / "a.png", 8, grey=False) == 77).all()
 
@@ -297,7 +288,7 @@ BROKEN = [zero_bytes, text, truncated, truncated_jpeg, broken_link, pipe, postsc
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_broken_file_is_named_and_skipped(broken, folder, root):
+def test_from_folder_names_and_skips_a_broken_file(broken, folder, root):
     write(folder, *numbered(5))
     broken(folder / "bad.png")
     with pytest.warns(UserWarning, match=r"^1 of 6 image files were skipped: bad\.png \([^)]+") as caught:
@@ -307,7 +298,7 @@ def test_a_broken_file_is_named_and_skipped(broken, folder, root):
     assert len(everything(d)[0]) == 5
 
 
-def test_one_warning_counts_all_and_names_three(folder, root):
+def test_from_folder_counts_all_in_one_warning_and_names_three(folder, root):
     write(folder, *numbered(5))
     for k in range(7):
         text(folder / f"bad{k}.jpg")
@@ -320,7 +311,7 @@ def test_one_warning_counts_all_and_names_three(folder, root):
     assert "bad3.jpg" not in said
 
 
-def test_images_of_too_many_pixels_are_skipped_by_name(folder, root, monkeypatch):
+def test_from_folder_skips_images_of_too_many_pixels_by_name(folder, root, monkeypatch):
     write(folder, *numbered(4))
     for name, side in (("bomb.png", 40), ("warning.png", 30)):
         write(folder, name, array=noise(side, side))
@@ -329,7 +320,7 @@ def test_images_of_too_many_pixels_are_skipped_by_name(folder, root, monkeypatch
         assert len(everything(from_folder(folder, 8, root=root))[0]) == 4
 
 
-def test_hidden_files_and_what_is_no_image_are_ignored_without_a_word(folder, root):
+def test_from_folder_ignores_hidden_files_and_what_is_no_image_without_a_word(folder, root):
     write(folder, *numbered(4))
     write(folder, ".hidden.png", "__MACOSX/._000.png", ".thumbnails/a.png")
     for name in ("notes.txt", "Thumbs.db", "labels.csv", "film.mpg", "paper.pdf", "drawing.eps", "no_ending"):
@@ -337,14 +328,14 @@ def test_hidden_files_and_what_is_no_image_are_ignored_without_a_word(folder, ro
     assert len(everything(from_folder(folder, 8, root=root))[0]) == 4
 
 
-def test_a_phones_heic_files_are_named(folder, root):
+def test_from_folder_names_a_phones_heic_files(folder, root):
     write(folder, *numbered(4))
     text(folder / "IMG_1.HEIC")
     with pytest.warns(UserWarning, match=r"IMG_1\.HEIC \(no image that Pillow can read\)"):
         from_folder(folder, 8, root=root)
 
 
-def test_a_name_that_is_no_unicode_is_read_and_can_be_printed(folder, root):
+def test_from_folder_reads_names_that_are_no_unicode_and_can_print_them(folder, root):
     write(folder, *numbered(3))
     (folder / os.fsdecode(b"\xff.png")).write_bytes((folder / "000.png").read_bytes())
     text(folder / os.fsdecode(b"\xfe\n.png"))
@@ -356,7 +347,7 @@ def test_a_name_that_is_no_unicode_is_read_and_can_be_printed(folder, root):
 # Folders
 
 
-def test_sub_folders_are_classes_in_sorted_order_as_torchvision_numbers_them(folder, root):
+def test_from_folder_takes_sub_folders_for_classes_and_numbers_them_as_torchvision_does(folder, root):
     for k, name in enumerate(("zebra", "ant", "bee/small")):
         write(folder, *numbered(6, f"{name}/"), array=np.full((5, 5, 3), 10 * k, np.uint8))
     d = from_folder(folder, 5, root=root)
@@ -365,7 +356,7 @@ def test_sub_folders_are_classes_in_sorted_order_as_torchvision_numbers_them(fol
     assert [x[y == k].unique().tolist() for k in range(3)] == [[10], [20], [0]]
 
 
-def test_a_class_whose_images_are_all_broken_keeps_its_number(folder, root):
+def test_from_folder_keeps_the_number_of_a_class_whose_images_are_all_broken(folder, root):
     write(folder, *numbered(3, "c/"), *numbered(3, "a/"))
     (folder / "b").mkdir()
     text(folder / "b" / "bad.png")
@@ -375,7 +366,7 @@ def test_a_class_whose_images_are_all_broken_keeps_its_number(folder, root):
     assert everything(d)[1].bincount().tolist() == [3, 0, 3]
 
 
-def test_a_folder_without_images_is_no_class(folder, root):
+def test_from_folder_takes_no_folder_without_images_for_a_class(folder, root):
     write(folder, *numbered(3, "a/"), *numbered(3, "b/"))
     (folder / "empty").mkdir()
     (folder / "texts").mkdir()
@@ -383,12 +374,12 @@ def test_a_folder_without_images_is_no_class(folder, root):
     assert from_folder(folder, 8, root=root).class_names == ("a", "b")
 
 
-def test_a_folder_around_everything_is_passed_through(folder, root):
+def test_from_folder_passes_through_a_folder_around_everything(folder, root):
     write(folder, *numbered(3, "archive/images/cat/"), *numbered(3, "archive/images/dog/"))
     assert from_folder(folder, 8, root=root).class_names == ("cat", "dog")
 
 
-def test_images_beside_sub_folders_are_all_taken_without_classes(folder, root):
+def test_from_folder_takes_images_beside_sub_folders_without_classes(folder, root):
     write(folder, *numbered(3), *numbered(4, "summer/"))
     with pytest.warns(UserWarning, match="beside sub-folders.*without classes"):
         d = from_folder(folder, 8, root=root)
@@ -397,14 +388,14 @@ def test_images_beside_sub_folders_are_all_taken_without_classes(folder, root):
 
 
 @pytest.mark.parametrize("names", [("train", "test"), ("Train", "val", "test"), ("training", "validation")])
-def test_splits_are_not_taken_for_classes(names, folder, root):
+def test_from_folder_does_not_take_splits_for_classes(names, folder, root):
     for name in names:
         write(folder, *numbered(2, f"{name}/cat/"))
     with refused(ValueError, *names, "splits"):
         from_folder(folder, 8, root=root)
 
 
-def test_links_to_folders_are_followed_but_never_in_circles_or_twice(folder, root, tmp_path):
+def test_from_folder_follows_links_to_folders_but_never_in_circles_or_twice(folder, root, tmp_path):
     write(tmp_path / "elsewhere", *numbered(4))
     write(folder, *numbered(3, "a/"))
     for name, target in (("b", tmp_path / "elsewhere"), ("again", tmp_path / "elsewhere"), ("a/up", folder)):
@@ -418,7 +409,7 @@ def test_links_to_folders_are_followed_but_never_in_circles_or_twice(folder, roo
     assert d.class_names == ("a", "again")  # the first of the two names of one folder
 
 
-def test_a_folder_that_may_not_be_read_is_named(folder, root, monkeypatch):
+def test_from_folder_names_a_folder_that_may_not_be_read(folder, root, monkeypatch):
     write(folder, *numbered(3))
     walk = os.walk
 
@@ -480,7 +471,7 @@ def test_from_folder_refuses_in_one_sentence_and_writes_nothing(case, folder, mo
     assert not list(tmp_path.rglob("*.npz"))
 
 
-def test_a_root_that_cannot_be_written_is_refused_before_any_image_is_read(folder, tmp_path, monkeypatch):
+def test_from_folder_refuses_a_root_that_cannot_be_written_before_it_reads_any_image(folder, tmp_path, monkeypatch):
     write(folder, *numbered(4))
     monkeypatch.setattr(data, "read_folder", lambda *_: pytest.fail("read before it looked"))
     (tmp_path / "file").write_text("no folder")
@@ -520,7 +511,7 @@ def splits(d: data.Dataset) -> dict[bytes, bool]:
     return {x.numpy().tobytes(): test for xs, test in ((d.x_train, False), (d.x_test, True)) for x in xs}
 
 
-def test_a_file_stays_in_its_split_when_others_come_and_go(folder, root):
+def test_from_folder_keeps_a_file_in_its_split_when_others_come_and_go(folder, root):
     write(folder, *numbered(30))
     before = splits(from_folder(folder, 8, test_fraction=0.4, root=root))
     write(folder, *(f"later{k}.png" for k in range(20)))
@@ -532,13 +523,13 @@ def test_a_file_stays_in_its_split_when_others_come_and_go(folder, root):
 
 
 @pytest.mark.parametrize(("test_fraction", "sizes"), [(1e-12, (4, 1)), (1 - 1e-12, (1, 4))])
-def test_neither_part_is_empty(test_fraction, sizes, folder, root):
+def test_from_folder_leaves_neither_part_empty(test_fraction, sizes, folder, root):
     write(folder, *numbered(5))
     d = from_folder(folder, 8, test_fraction=test_fraction, root=root)
     assert (len(d.x_train), len(d.x_test)) == sizes
 
 
-def test_the_first_images_are_of_all_classes(folder, root):
+def test_from_folder_puts_images_of_all_classes_first(folder, root):
     for name in "abc":
         write(folder, *numbered(30, f"{name}/"))
     assert set(from_folder(folder, 4, root=root).y_train[:15].tolist()) == {0, 1, 2}
@@ -547,14 +538,14 @@ def test_the_first_images_are_of_all_classes(folder, root):
 # The cache
 
 
-def test_a_second_call_reads_one_uncompressed_npz(folder, root, monkeypatch):
+def test_from_folder_reads_one_uncompressed_npz_when_called_again(folder, root, monkeypatch):
     write(folder, *numbered(9, "a/"), *numbered(9, "b/"))
     first = from_folder(folder, 8, root=root)
     (cache,) = root.iterdir()
     assert cache.name.startswith("folder-photos-")
     assert cache.suffix == ".npz"
     assert cache.stat().st_size >= 18 * 8 * 8 * 3
-    monkeypatch.setattr(folder_files, "read_image", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(folders, "read_image", lambda *_: pytest.fail("read again"))
     again = from_folder(str(folder), np.int64(8), root=root)
     assert again.sha256 == first.sha256
     assert again.class_names == first.class_names == ("a", "b")
@@ -571,7 +562,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_folder_gives_a_new_cache(change, folder, root):
+def test_from_folder_makes_a_new_cache_of_a_changed_folder(change, folder, root):
     write(folder, *numbered(9))
     from_folder(folder, 8, root=root)
     CHANGES[change](folder)
@@ -579,7 +570,7 @@ def test_a_changed_folder_gives_a_new_cache(change, folder, root):
     assert len(list(root.iterdir())) == 2
 
 
-def test_other_settings_give_another_cache(folder, root):
+def test_from_folder_makes_another_cache_for_other_settings(folder, root):
     write(folder, *numbered(9))
     settings = [dict(size=8), dict(size=9), dict(grey=True), dict(test_fraction=0.3), dict(seed=1)]
     for changed in settings:
@@ -588,7 +579,7 @@ def test_other_settings_give_another_cache(folder, root):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK nothing"])
-def test_a_damaged_cache_is_refused_by_name(content, folder, root):
+def test_from_folder_refuses_a_damaged_cache_by_name(content, folder, root):
     write(folder, *numbered(4))
     from_folder(folder, 8, root=root)
     (cache,) = root.iterdir()
@@ -597,26 +588,26 @@ def test_a_damaged_cache_is_refused_by_name(content, folder, root):
         from_folder(folder, 8, root=root)
 
 
-def test_ctrl_c_while_reading_leaves_no_cache(folder, root, monkeypatch):
+def test_from_folder_leaves_no_cache_after_ctrl_c(folder, root, monkeypatch):
     write(folder, *numbered(4))
 
     def interrupted(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder_files, "read_image", interrupted)
+    monkeypatch.setattr(folders, "read_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         from_folder(folder, 8, root=root)
     assert list(root.iterdir()) == []
 
 
-def test_the_home_folder_is_found(folder, root, monkeypatch):
+def test_load_finds_the_home_folder(folder, root, monkeypatch):
     write(folder, *numbered(4))
     monkeypatch.setenv("HOME", str(folder.parent))
     assert data.load("folder:~/photos", root, size=8).name == "folder:~/photos"
 
 
 @pytest.mark.parametrize(("n", "shown"), [(299, False), (300, True)])
-def test_a_bar_is_drawn_for_many_images_unless_tqdm_is_disabled(n, shown, folder, root, monkeypatch, capsys):
+def test_from_folder_draws_a_bar_for_many_images_unless_tqdm_is_disabled(n, shown, folder, root, monkeypatch, capsys):
     write(folder, *numbered(n), array=noise(4, 4))
     for disabled in ("1", "0"):
         monkeypatch.setenv("TQDM_DISABLE", disabled)
@@ -627,29 +618,29 @@ def test_a_bar_is_drawn_for_many_images_unless_tqdm_is_disabled(n, shown, folder
 # Named data sets beside it
 
 
-def test_the_named_sets_have_class_names():
+def test_load_gives_the_named_sets_class_names():
     assert data.load("digits").class_names == tuple("0123456789")
     assert data.CLASS_NAMES.keys() == set(data.NAMES)
     assert all(len(set(names)) == 10 for names in data.CLASS_NAMES.values())
     assert data.CLASS_NAMES["fashion-mnist"] == tuple(datasets.FashionMNIST.classes)
 
 
-def test_the_checksum_of_the_digits_is_the_recorded_one():
+def test_sha256_of_the_digits_is_the_recorded_one():
     """As it stands in the committed records, `data_sha256`."""
     assert data.load("digits").sha256 == "bc4f79a1fde67d23b2eca489c5db92e047f83cae469530ffdf63e30c70835119"
 
 
 @pytest.mark.parametrize("asked", [dict(size=28), dict(grey=False), dict(size=8, grey=False)])
-def test_a_named_set_of_another_size_is_refused(asked):
+def test_load_refuses_a_named_set_of_another_size(asked):
     with refused(ValueError, "digits", "(1, 8, 8)"):
         data.load("digits", **asked)
 
 
-def test_a_named_set_of_the_size_asked_for_is_loaded():
+def test_load_takes_the_size_that_a_named_set_has():
     assert data.load("digits", size=8, grey=True).image_shape == (1, 8, 8)
 
 
-def test_any_bytes_are_an_image_or_skipped(folder, root):
+def test_from_folder_takes_any_bytes_for_an_image_or_skips_them(folder, root):
     """Files of random bytes behind the first bytes of each format: skipped, whatever Pillow's decoders make of them."""
     write(folder, *numbered(2))
     rng = random.Random(0)

@@ -191,7 +191,7 @@ def test_early_stopping_leaves_the_best_state_on_cuda(float32, tmp_path):
 @gpu
 @needs_cuda
 @pytest.mark.parametrize("batch_norm", [True, False])
-def test_graphed_steps_learn_what_eager_steps_learn(batch_norm, float32):
+def test_graphed_step_learns_what_eager_step_learns(batch_norm, float32):
     """An auto-encoder's objective has no noise, so capturing must change nothing but rounding."""
     x, weights = torch.rand(1000, 1, 8, 8), []
     for device in ("cuda", "cpu"):

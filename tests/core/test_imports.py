@@ -43,6 +43,7 @@ def says(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_no_figures_or_widgets_are_loaded_before_they_are_used():
     """Not by any of these: one process imports them all."""
     loaded = "sorted({'matplotlib', 'ipywidgets', 'torchvision'} & set(sys.modules))"
@@ -50,6 +51,7 @@ def test_no_figures_or_widgets_are_loaded_before_they_are_used():
     assert says(f"{code} from vae_core.interactive import sliders; print({loaded})") == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "modules",
     [

@@ -42,6 +42,7 @@ def test_fit_posterior_finds_the_best_diagonal_q(linear):
         assert linear.mean_field_gap() > 0.2
 
 
+@pytest.mark.slow
 def test_fit_posterior_leaves_a_gap_that_falls_with_the_number_of_draws():
     """In the mean over 100 data under 2e-3 nats from 8 draws, a quarter of it from 32; the start does not matter."""
     linear, x = Linear(SKEW.clone()), torch.randn(100, 5)
@@ -57,6 +58,7 @@ def test_fit_posterior_leaves_a_gap_that_falls_with_the_number_of_draws():
     assert (few.mean() / 4 - many.mean()).abs() < 6 * error
 
 
+@pytest.mark.slow
 def test_fit_posterior_never_ends_below_its_start(linear):
     x = X.repeat(10, 1)
     for start in (linear.posterior(x), diagonal_normal(torch.randn(60, 2), torch.randn(60, 2))):
@@ -134,6 +136,7 @@ def cloud() -> Tensor:
     return torch.randn(200, 2) @ torch.randn(2, 5) + 0.4 * torch.randn(200, 5) + 1
 
 
+@pytest.mark.slow
 def test_variational_em_on_a_linear_model_comes_to_ppca(cloud):
     """Its optimum is PPCA's: some rotation of W has a diagonal posterior."""
     best, model, q = PPCA(2).fit(cloud).score(cloud), Linear(torch.randn(5, 2) / 2), LocalPosteriors(200, 2)
@@ -326,6 +329,7 @@ class Decoder(nn.Module):
         return diagonal_normal(mean, torch.full_like(mean, -2.0))
 
 
+@pytest.mark.slow
 def test_variational_em_and_fit_posterior_within_autocast_come_to_the_same_figures(float32):
     """bfloat16 keeps three digits; with stale copies of the weights the decoder would not learn at all."""
     found = []

@@ -48,6 +48,7 @@ def test_annealed_importance_sampling_with_one_temperature_is_importance_samplin
     assert torch.allclose(annealed_importance_sampling(linear, X, q, num_samples=30, temperatures=1, seed=3), expected)
 
 
+@pytest.mark.slow
 def test_annealed_importance_sampling_finds_the_other_mode():
     """q sits on one of two humps. With as many evaluations of p, plain weights miss the other: half of p(x)."""
     model, x = QuadratureModel(two_modes, 0.7), torch.tensor([[1.5]])
@@ -98,6 +99,7 @@ def assert_identities(gap: dict[str, Tensor]) -> None:
     assert torch.allclose(gap["best_elbo"] - gap["elbo"], gap["amortization_gap"], rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_inference_gap_of_a_linear_model_is_the_formula(linear):
     gap = inference_gap(linear, X)
     assert_identities(gap)
@@ -131,6 +133,7 @@ def test_inference_gap_needs_two_draws(linear):
     assert all(figure.isfinite().all() for figure in inference_gap(linear, X, steps=1, num_samples=2).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [0.3, 1.0])
 def test_inference_gap_of_a_worse_encoder_has_the_right_size(off):
     model = Linear(SKEW.clone(), off)
@@ -144,6 +147,7 @@ def test_inference_gap_of_a_worse_encoder_has_the_right_size(off):
     assert_identities(gap)
 
 
+@pytest.mark.slow
 def test_inference_gap_of_a_curved_model_is_that_of_quadrature():
     model, x = QuadratureModel(curve, 0.5), X[:5, :2]
     q = diagonal_normal(torch.zeros(5, 1), torch.zeros(5, 1))

@@ -1,10 +1,9 @@
 """What people pass as data and as labels: what it becomes, and what is refused in one sentence that says what to do."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import torch
+from checks import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numbers
@@ -19,16 +18,6 @@ from vae_core.runtime import unit_interval
 BYTES = torch.arange(3 * 2 * 4 * 5, dtype=torch.uint8).reshape(3, 2, 4, 5)
 FLOATS = BYTES.double() / 119
 TABLE = torch.linspace(-3, 7, 12, dtype=torch.float64).reshape(4, 3)
-
-
-@contextlib.contextmanager
-def refused(kind, *words):
-    with pytest.raises(kind) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 400
-    assert [word for word in map(str, words) if word not in message] == [], message
 
 
 class Items(torch.utils.data.Dataset):
@@ -114,7 +103,7 @@ def test_as_images_copies_nothing_that_it_need_not(x):
     assert found.data_ptr() == given.data_ptr()
 
 
-def test_a_memory_mapped_array_is_not_read_into_memory(tmp_path):
+def test_as_images_does_not_read_a_memory_mapped_array_into_memory(tmp_path):
     np.save(tmp_path / "x.npy", BYTES.numpy())
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     found = as_images(mapped)
@@ -122,7 +111,7 @@ def test_a_memory_mapped_array_is_not_read_into_memory(tmp_path):
     assert torch.equal(found, BYTES)
 
 
-def test_bool_becomes_0_and_1():
+def test_as_images_makes_bool_0_and_1():
     found = as_images(BYTES > 60)
     assert found.dtype == torch.get_default_dtype()
     assert torch.equal(found, (BYTES > 60).double())
@@ -130,7 +119,7 @@ def test_bool_becomes_0_and_1():
 
 
 @given(numbers.arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))))
-def test_bytes_stay_bytes_unless_their_maximum_is_1(array):
+def test_as_images_keeps_bytes_unless_their_maximum_is_1(array):
     if array.max() == 1:
         with refused(ValueError, "uint8", "0 to 255", "x.bool()", "x.float()"):
             as_images(array)
@@ -139,11 +128,11 @@ def test_bytes_stay_bytes_unless_their_maximum_is_1(array):
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (4, 3), (4, 2, 2), (4, 1, 2, 2), (2, 3, 2, 2, 2)])
-def test_any_event_shape_is_data(shape):
+def test_as_images_takes_any_event_shape(shape):
     assert as_images(torch.zeros(shape)).shape == shape
 
 
-def test_a_tensor_from_inference_mode_can_be_trained_on():
+def test_as_images_of_a_tensor_from_inference_mode_can_be_trained_on():
     with torch.inference_mode():
         x = FLOATS + 0
     weight = torch.ones(5, requires_grad=True)
@@ -159,7 +148,7 @@ def test_values_outside_of_0_to_1_are_the_likelihoods_business():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_byte_over_255_is_stored_as_that_byte(dtype):
+def test_as_images_stores_every_byte_over_255_as_that_byte(dtype):
     """And `unit_interval` makes the same number of it again, bit by bit."""
     levels = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8)
     floats = levels.to(dtype) / 255
@@ -169,14 +158,14 @@ def test_every_byte_over_255_is_stored_as_that_byte(dtype):
 
 
 @given(numbers.arrays(np.float32, (5, 1, 1, 2), elements=st.floats(-2, 2, width=32) | st.sampled_from([0, 0.2, 1])))
-def test_a_dataset_of_floats_keeps_each_value_exactly(array):
+def test_as_images_keeps_each_value_of_a_dataset_of_floats_exactly(array):
     found = as_images(Items(list(torch.from_numpy(array))), dtype=torch.float32)
     if found.dtype == torch.uint8:
         found = unit_interval(found, torch.float32)
     assert torch.equal(found, torch.from_numpy(array))
 
 
-def test_to_tensor_images_become_bytes_and_their_labels_come_along(tmp_path):
+def test_images_and_labels_of_to_tensor_images_are_bytes_and_their_labels(tmp_path):
     for k, name in enumerate(("ant", "bee", "bee")):
         (tmp_path / name).mkdir(exist_ok=True)
         Image.fromarray(BYTES[k].reshape(5, 8).numpy()).save(tmp_path / name / f"{k}.png")
@@ -187,7 +176,7 @@ def test_to_tensor_images_become_bytes_and_their_labels_come_along(tmp_path):
         assert y.tolist() == [0, 1, 1]
 
 
-def test_normalised_images_stay_floats():
+def test_as_images_keeps_normalised_images_as_floats():
     normalised = Items(list(FLOATS.float()), transforms.Normalize((0.5, 0.5), (0.5, 0.5)))
     assert torch.equal(as_images(normalised, dtype=torch.float32), (FLOATS.float() - 0.5) / 0.5)
 
@@ -195,7 +184,7 @@ def test_normalised_images_stay_floats():
 @pytest.mark.parametrize(
     ("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("I;16", 1), ("P", 3), ("RGBA", 3), ("CMYK", 3)]
 )
-def test_pil_images_become_bytes(mode, channels):
+def test_as_images_makes_pil_images_bytes(mode, channels):
     image = Image.fromarray(np.full((4, 6), 255, np.uint8)).convert("RGB").convert("L" if mode == "I;16" else mode)
     image = Image.fromarray(np.full((4, 6), 65535, np.uint16)) if mode == "I;16" else image
     for x in ([image, image], Items([image, image])):
@@ -204,7 +193,7 @@ def test_pil_images_become_bytes(mode, channels):
         assert (found == 255).all()
 
 
-def test_bools_bytes_and_floats_in_one_dataset_keep_their_meaning():
+def test_as_images_keeps_the_meaning_of_bools_bytes_and_floats_in_one_dataset():
     mixed = [
         torch.tensor([[True, False]]),
         torch.tensor([[51, 255]], dtype=torch.uint8),
@@ -216,7 +205,7 @@ def test_bools_bytes_and_floats_in_one_dataset_keep_their_meaning():
         assert torch.equal(found, expected.float())
 
 
-def test_a_dataset_is_read_once():
+def test_as_images_reads_a_dataset_once():
     dataset = Items(list(FLOATS))
     as_images(dataset)
     assert dataset.read == 3
@@ -235,7 +224,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_labels_beside_the_images(kind):
+def test_images_and_labels_returns_the_labels_beside_the_images(kind):
     labels, expected = LABELS[kind]
     for pairs in (Items(list(zip(FLOATS, labels, strict=True))), list(zip(FLOATS, labels, strict=True))):
         x, y = images_and_labels(pairs)
@@ -243,20 +232,20 @@ def test_labels_beside_the_images(kind):
         assert (y is None and expected is None) or torch.equal(y, expected)
 
 
-def test_no_labels_beside_what_has_none():
+def test_images_and_labels_returns_none_beside_what_has_no_labels():
     for x in (FLOATS, FLOATS.numpy(), TensorDataset(FLOATS)):
         assert images_and_labels(x).y is None
 
 
 @pytest.mark.parametrize(("n", "shown"), [(299, False), (300, True)])
-def test_a_bar_is_drawn_for_a_long_dataset_unless_it_is_switched_off(n, shown, monkeypatch, capsys):
+def test_as_images_draws_a_bar_for_a_long_dataset_unless_it_is_switched_off(n, shown, monkeypatch, capsys):
     for disabled, progress in (("1", True), ("0", False), ("0", True)):
         monkeypatch.setenv("TQDM_DISABLE", disabled)
         as_images(Items(list(torch.rand(n, 1, 1))), "x_train", progress=progress)
         assert ("reading x_train" in capsys.readouterr().err) == (shown and disabled == "0" and progress)
 
 
-def test_a_dataset_larger_than_memory_is_refused_after_its_first_image(monkeypatch):
+def test_as_images_refuses_a_dataset_larger_than_memory_after_its_first_image(monkeypatch):
     """Each image takes 24 bytes, or 96 once one of them is no multiple of 1/255."""
     images = [torch.zeros(4, 6)] * 9 + [torch.full((4, 6), 0.3).float()]
     for free, read in ((299, 1), (301, 10)):
@@ -364,7 +353,7 @@ def test_as_images_refuses_in_one_sentence(case):
         as_images(x, dtype=dtype)
 
 
-def test_the_caller_names_the_argument():
+def test_as_images_uses_the_callers_name_of_the_argument():
     with refused(ValueError, "x_test is uint8", "x_test.bool()"):
         as_images(BYTES % 2, "x_test")
 
@@ -414,7 +403,7 @@ def test_as_labels_makes_conditions_floating_point(y, dtype):
     assert torch.equal(found, torch.eye(3, dtype=found.dtype))
 
 
-def test_real_conditions_keep_their_values():
+def test_as_labels_keeps_the_values_of_real_conditions():
     assert torch.equal(as_labels(TABLE, 4), TABLE)
     assert torch.equal(as_labels(TABLE[:, :1].numpy()), TABLE[:, :1])
 

@@ -198,7 +198,7 @@ def capturing(monkeypatch):
 
 
 @pytest.mark.parametrize("law", FOUR_LEVELS)
-def test_level_of_every_value_exists_while_a_graph_is_captured(law, capturing):
+def test_grey_levels_have_a_level_for_every_value_while_a_graph_is_captured(law, capturing):
     x = torch.tensor([-7.0, 0.0, 0.4, 1.0, 255.0, torch.inf, -torch.inf, torch.nan]).reshape(8, 1, 1, 1)
     level = law.level(x.as_subclass(Captured)).flatten()
     assert level.tolist() == [0, 0, 1, 3, 3, 3, 0, 0]

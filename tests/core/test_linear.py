@@ -45,7 +45,7 @@ def problems(draw):
 @may_stop_early
 @settings(max_examples=40, deadline=None)
 @given(problems(), st.sampled_from([FactorAnalysis, lambda d, **k: PPCA(d, "em", **k)]), st.integers(0, 100))
-def test_em_never_lowers_the_likelihood_and_ends_with_the_score(problem, kind, max_iter):
+def test_ppca_and_factor_analysis_by_em_never_lower_the_likelihood_and_end_with_the_score(problem, kind, max_iter):
     X, d = problem
     model = kind(d, max_iter=max_iter).fit(X)
     values = np.array(model.log_likelihoods_)
@@ -57,7 +57,7 @@ def test_em_never_lowers_the_likelihood_and_ends_with_the_score(problem, kind, m
 @may_stop_early
 @settings(max_examples=40, deadline=None)
 @given(problems())
-def test_the_closed_form_is_a_maximum_that_em_stays_below(problem):
+def test_ppca_in_closed_form_is_a_maximum_that_em_stays_below(problem):
     X, d = problem
     closed, em = PPCA(d).fit(X), PPCA(d, "em", max_iter=100).fit(X)
     assert closed.log_likelihoods_ == [pytest.approx(closed.score(X), abs=rounding(closed, X))]
@@ -75,7 +75,7 @@ def test_ppca_by_em_reaches_the_closed_form(name):
 
 
 @EVERYWHERE
-def test_em_without_noise_reaches_the_leading_eigenvectors(name, d):
+def test_pca_by_em_without_noise_reaches_the_leading_eigenvectors(name, d):
     em, svd = PCA(d, "em").fit(DATA[name]), PCA(d).fit(DATA[name])
     assert (em.components_.T @ em.components_ - leading_projector(DATA[name], d)).abs().max() < 1e-10
     assert torch.allclose(em.components_, svd.components_, atol=1e-6)
@@ -117,7 +117,7 @@ def test_factor_analysis_is_that_of_scikit_learn_up_to_a_rotation(name, d):
 
 
 @may_stop_early
-def test_where_a_noise_variance_falls_to_zero_the_likelihood_is_flat_and_only_it_can_be_compared():
+def test_factor_analysis_with_a_noise_variance_near_zero_is_no_less_likely_than_scikit_learns():
     """A Heywood case: iris with two factors. Neither fit arrives, and both are still climbing, ours no lower."""
     ours, theirs = FactorAnalysis(2, max_iter=2000).fit(DATA["iris"]), scikit.FactorAnalysis(2).fit(DATA["iris"])
     assert (ours.noise_variance_ / covariance(DATA["iris"]).diagonal()).min() < 1e-3
@@ -126,7 +126,7 @@ def test_where_a_noise_variance_falls_to_zero_the_likelihood_is_flat_and_only_it
 
 
 @pytest.mark.parametrize(("name", "d"), [("digits", 3), ("wine", 1), ("wine", 2)])
-def test_the_gradient_vanishes_where_factor_analysis_ends(name, d):
+def test_factor_analysis_ends_where_the_gradient_vanishes(name, d):
     X = torch.as_tensor(standardised(name))
     model = FactorAnalysis(d, tol=1e-15, max_iter=5000).fit(X)
     W, log_psi = model.components_.T.clone().requires_grad_(), model.noise_variance_.log().requires_grad_()
@@ -135,7 +135,7 @@ def test_the_gradient_vanishes_where_factor_analysis_ends(name, d):
     assert max(gradient.abs().max() for gradient in gradients) < 1e-6
 
 
-def test_the_best_linear_autoencoder_loses_the_discarded_eigenvalues():
+def test_pca_loses_the_discarded_eigenvalues_as_the_best_linear_autoencoder_does():
     X = torch.as_tensor(standardised("iris"))
     centred, discarded = X - X.mean(0), torch.linalg.eigvalsh(covariance(X))[:2].sum().item()
     pca = PCA(2).fit(X)
@@ -156,7 +156,7 @@ def test_the_best_linear_autoencoder_loses_the_discarded_eigenvalues():
 @pytest.mark.parametrize("k", range(5))
 @pytest.mark.parametrize(("n", "p", "d"), [(4, 9, 2), (5, 30, 3), (40, 3, 1), (40, 3, 2), (3, 2, 1)])
 @may_stop_early
-def test_any_shape_with_a_dimension_to_spare_is_fitted(k, n, p, d):
+def test_fit_takes_any_shape_with_a_dimension_to_spare(k, n, p, d):
     X = torch.randn(n, p)
     model = models(d)[k].fit(X)
     assert model.components_.shape == (d, p)
@@ -165,7 +165,7 @@ def test_any_shape_with_a_dimension_to_spare_is_fitted(k, n, p, d):
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])
-def test_a_constant_column_adds_its_own_density_and_nothing_else(k):
+def test_fit_of_a_constant_column_adds_its_own_density_and_nothing_else(k):
     X = torch.as_tensor(standardised("wine"))
     more = torch.cat([X, torch.full((len(X), 1), 0.1)], 1)
     with_it, without = models(2)[k].fit(more), models(2)[k].fit(X)
@@ -177,7 +177,7 @@ def test_a_constant_column_adds_its_own_density_and_nothing_else(k):
 
 @may_stop_early
 @pytest.mark.parametrize("k", range(5))
-def test_arrays_tensors_lists_and_views_are_the_same_data(k):
+def test_fit_takes_arrays_tensors_lists_and_views_for_the_same_data(k):
     X = DATA["digits"][:50, 20:24].numpy()
     locked = X.copy()
     locked.flags.writeable = False
@@ -192,7 +192,7 @@ def test_arrays_tensors_lists_and_views_are_the_same_data(k):
 
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize(("n", "p"), [(500, 3), (60, 10), (8, 30)])
-def test_small_standard_deviations_are_those_of_scikit_learns_svd(n, p, rotated):
+def test_pca_finds_the_small_standard_deviations_of_scikit_learns_svd(n, p, rotated):
     """The eigenvalues of XᵀX lose those below 1e-8 of the largest; the singular values of X do not."""
     draws = np.random.default_rng(0)
     X = draws.normal(size=(n, p)) * np.geomspace(1, 1e-9, p)
@@ -204,7 +204,7 @@ def test_small_standard_deviations_are_those_of_scikit_learns_svd(n, p, rotated)
     np.testing.assert_allclose(ours.components_[0], theirs.components_[0], atol=1e-12)
 
 
-def test_columns_of_very_different_size_keep_their_own_standard_deviations():
+def test_pca_keeps_the_standard_deviations_of_columns_of_very_different_size():
     """FINDINGS F16: standard deviations 1, 1e-4, 1e-9, of which the last was returned as 0."""
     Q = torch.linalg.qr(torch.randn(100, 4)).Q
     X = torch.linalg.qr(Q - Q.mean(0)).Q[:, :3] * torch.tensor([1.0, 1e-4, 1e-9]) * 10
@@ -212,7 +212,7 @@ def test_columns_of_very_different_size_keep_their_own_standard_deviations():
 
 
 @pytest.mark.parametrize("method", ["svd", "em"])
-def test_the_ratios_of_variance_are_those_of_scikit_learn_and_sum_to_one(method):
+def test_explained_variance_ratio_is_that_of_scikit_learn_and_sums_to_one(method):
     X = DATA["wine"]
     ratios = PCA(3, method).fit(X).explained_variance_ratio_
     np.testing.assert_allclose(ratios, scikit.PCA(3).fit(X).explained_variance_ratio_, rtol=1e-6)
@@ -222,7 +222,7 @@ def test_the_ratios_of_variance_are_those_of_scikit_learn_and_sum_to_one(method)
 
 @may_stop_early
 @pytest.mark.parametrize("k", range(5))
-def test_the_state_of_torch_around_a_fit_does_not_matter(k):
+def test_fit_is_the_same_in_every_state_of_torch_around_it(k):
     X = DATA["wine"].float()
     expected = models(2)[k].fit(X)
     states = [torch.inference_mode(), torch.no_grad(), torch.device("meta"), torch.autocast("cpu", torch.bfloat16)]
@@ -251,7 +251,7 @@ class Largest(TorchDispatchMode):
 @may_stop_early
 @pytest.mark.parametrize("k", range(5))
 @pytest.mark.parametrize("shape", [(2000, 300), (300, 2000)])
-def test_nothing_larger_than_the_data_is_ever_formed(k, shape):
+def test_fit_and_transform_form_nothing_larger_than_the_data(k, shape):
     model, X = models(3)[k], torch.randn(shape)
     model.max_iter = 20
     with Largest() as largest:

@@ -60,14 +60,14 @@ TOO_LARGE_OR_SMALL = [(1e200, "inf"), (1e300, "inf"), (1e-160, "e-3")]
 
 @pytest.mark.parametrize("k", range(5))
 @pytest.mark.parametrize(("X", "d", "message"), REFUSED)
-def test_bad_data_and_numbers_of_components_are_refused(k, X, d, message):
+def test_fit_refuses_bad_data_and_numbers_of_components(k, X, d, message):
     with pytest.raises(ValueError, match=message):
         models(d)[k].fit(X)
 
 
 @pytest.mark.parametrize("k", range(5))
 @pytest.mark.parametrize(("X", "error", "message"), CONTAINERS)
-def test_containers_that_lose_their_meaning_as_float64_are_refused(k, X, error, message):
+def test_fit_and_transform_refuse_containers_that_lose_their_meaning_as_float64(k, X, error, message):
     with pytest.raises(error, match=message):
         models(1)[k].fit(X)
     fitted = models(1)[k].fit(torch.randn(6, 2))
@@ -77,14 +77,14 @@ def test_containers_that_lose_their_meaning_as_float64_are_refused(k, X, error, 
 
 @pytest.mark.parametrize("k", range(5))
 @pytest.mark.parametrize(("size", "sum_of_squares"), TOO_LARGE_OR_SMALL)
-def test_values_whose_squares_float64_cannot_hold_are_refused(k, size, sum_of_squares):
+def test_fit_refuses_values_whose_squares_float64_cannot_hold(k, size, sum_of_squares):
     with pytest.raises(ValueError, match=f"variances that float64 can hold, got .* sum .*{sum_of_squares}"):
         models(1)[k].fit(torch.randn(6, 3) * size)
 
 
 @pytest.mark.parametrize("k", range(3))
 @pytest.mark.parametrize("masked", [False, True])
-def test_missing_values_are_refused_with_the_models_that_take_them(k, masked):
+def test_fit_refuses_missing_values_and_names_the_models_that_take_them(k, masked):
     X = torch.randn(6, 3)
     X[1, 2] = X[3, 0] = torch.nan
     X = np.ma.masked_invalid(X.numpy()) if masked else X
@@ -98,7 +98,7 @@ def test_missing_values_are_refused_with_the_models_that_take_them(k, masked):
             models(1)[k].fit(torch.randn(6, 3)).transform(X)
 
 
-def test_codes_must_be_finite_and_have_one_column_for_each_component():
+def test_inverse_transform_wants_finite_codes_with_one_column_for_each_component():
     pca = PCA(2).fit(DATA["iris"])
     for Z, message in (
         (torch.tensor([[0.0, torch.nan]]), "X must be finite, got 1 values"),
@@ -118,25 +118,25 @@ def test_codes_must_be_finite_and_have_one_column_for_each_component():
         *(("max_iter", value, "max_iter must be an integer of 0 or more, got") for value in (-1, 2.0, "2", None, True)),
     ],
 )
-def test_parameters_are_checked_by_fit_alone(k, name, value, message):
+def test_fit_checks_the_parameters(k, name, value, message):
     model = models(2)[k].set_params(**{name: value})
     with pytest.raises(ValueError, match=message):
         model.fit(DATA["iris"])
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, "3", True, None])
-def test_the_number_of_samples_is_an_integer_of_one_or_more(value):
+def test_sample_wants_an_integer_number_of_one_or_more(value):
     with pytest.raises(ValueError, match="n_samples must be an integer of 1 or more, got"):
         PPCA(1).fit(DATA["iris"]).sample(value)
 
 
 @pytest.mark.parametrize("value", [-1, 2**63, 1.5, "a", None])
-def test_a_seed_is_an_integer_that_torch_takes(value):
+def test_sample_wants_a_seed_that_torch_takes(value):
     with pytest.raises(ValueError, match="seed must be an integer from 0 to 9223372036854775807, got"):
         PPCA(1).fit(DATA["iris"]).sample(2, seed=value)
 
 
-def test_q_must_be_a_gaussian_for_each_row():
+def test_elbo_wants_a_gaussian_for_each_row():
     model = PPCA(1).fit(DATA["iris"])
     with pytest.raises(ValueError, match=r"q must have batch shape \(150,\), .* got \(7,\)"):
         model.elbo(DATA["iris"], standard_normal(1).expand((7,)))
@@ -145,14 +145,14 @@ def test_q_must_be_a_gaussian_for_each_row():
             model.elbo(DATA["iris"], q)
 
 
-def test_two_points_are_enough_for_a_line():
+def test_pca_needs_two_points_for_a_line():
     assert PCA(1).fit(torch.tensor([[0.0, 0.0], [3.0, 4.0]])).explained_variance_.tolist() == pytest.approx(
         [6.25]
     )  # with 1/n
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])
-def test_data_in_a_subspace_of_that_many_dimensions_have_no_density(k):
+def test_fit_refuses_a_density_of_data_in_a_subspace_of_that_many_dimensions(k):
     flat = torch.randn(50, 2) @ torch.randn(2, 6) + 5
     line = torch.randn(50, 1) @ torch.randn(1, 6)
     for X, d in ((flat, 2), (flat, 4), (line, 1), (torch.randn(60, 60), 59), (torch.ones(5, 3), 1)):
@@ -163,21 +163,21 @@ def test_data_in_a_subspace_of_that_many_dimensions_have_no_density(k):
 
 
 @pytest.mark.parametrize("large", [slice(3), slice(3, None)])
-def test_columns_in_other_units_are_not_taken_for_a_subspace(large):
+def test_factor_analysis_does_not_take_columns_in_other_units_for_a_subspace(large):
     X, units = torch.as_tensor(standardised("wine")), torch.ones(13)
     units[large] = 1e7
     expected = FactorAnalysis(3).fit(X).score(X) - units.log().sum()
     assert FactorAnalysis(3).fit(X * units).score(X * units) == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_a_column_that_is_there_twice_has_no_density_under_factor_analysis():
+def test_factor_analysis_refuses_a_column_that_is_there_twice():
     X = torch.randn(50, 4)
     with pytest.raises(ValueError, match="each column once"):
         FactorAnalysis(1).fit(X[:, [0, 1, 2, 3, 0]])
 
 
 @pytest.mark.parametrize("k", range(5))
-def test_other_columns_than_those_of_the_fit_are_refused(k):
+def test_transform_score_and_posterior_refuse_other_columns_than_those_of_fit(k):
     model = models(2)[k].fit(standardised("wine"))
     for call in (model.transform, *([model.score, model.posterior] if k > 1 else [])):
         with pytest.raises(ValueError, match=r"X has 4 features, but \w+ is expecting 13 features"):
@@ -188,7 +188,7 @@ def test_other_columns_than_those_of_the_fit_are_refused(k):
 
 
 @pytest.mark.parametrize("k", range(5))
-def test_a_model_that_is_not_fitted_says_so_as_scikit_learns_do(k):
+def test_transform_and_the_others_say_that_a_model_is_not_fitted_as_scikit_learns_do(k):
     model = models(2)[k]
     asked = [lambda: model.transform(DATA["iris"])]
     asked += [lambda: model.inverse_transform(torch.zeros(1, 2))] if k < 2 else [lambda: model.score(DATA["iris"])]
@@ -201,7 +201,7 @@ def test_a_model_that_is_not_fitted_says_so_as_scikit_learns_do(k):
 
 
 @pytest.mark.parametrize("k", range(5))
-def test_a_fit_that_failed_leaves_no_model_and_a_refit_that_failed_leaves_the_model(k):
+def test_fit_that_failed_leaves_no_model_and_a_refit_that_failed_leaves_the_model(k):
     model, X = models(99)[k], DATA["iris"]
     with pytest.raises(ValueError, match="n_components must be"):
         model.fit(X)
@@ -214,7 +214,7 @@ def test_a_fit_that_failed_leaves_no_model_and_a_refit_that_failed_leaves_the_mo
         assert torch.equal(model.set_params(n_components=2, tol=1e-3, max_iter=9).transform(X), before)
 
 
-def test_what_only_holds_parameters_cannot_be_fitted():
+def test_linear_gaussian_only_holds_parameters_and_cannot_be_fitted():
     with pytest.raises(NotImplementedError, match="fit a PPCA or a FactorAnalysis"):
         LinearGaussian(1).fit(DATA["iris"])
     with pytest.raises(NotFittedError):
@@ -222,7 +222,7 @@ def test_what_only_holds_parameters_cannot_be_fitted():
 
 
 @pytest.mark.parametrize("k", range(5))
-def test_labels_are_not_looked_at(k):
+def test_fit_does_not_look_at_labels(k):
     X = standardised("wine")
     with_labels, without = (models(2)[k].fit(X, *y).transform(X) for y in (([0] * len(X),), ()))
     assert np.array_equal(with_labels, without)
@@ -230,7 +230,7 @@ def test_labels_are_not_looked_at(k):
 
 @pytest.mark.parametrize("kind", [PCA, PPCA])
 @pytest.mark.parametrize("method", ["newton", None, 3, ["em"], np.array(["em", "svd"])])
-def test_another_method_is_refused_by_fit(kind, method):
+def test_fit_refuses_another_method(kind, method):
     with pytest.raises(ValueError, match=r"method must be '\w+' or 'em', got"):
         kind(2, method).fit(DATA["iris"])
 
@@ -270,7 +270,7 @@ def test_fit_warns_of_too_few_steps_at_the_line_that_calls_it():
 
 
 @pytest.mark.parametrize("k", [3, 4])
-def test_any_gain_ends_the_fit_where_every_gain_is_too_small(k):
+def test_fit_ends_at_any_gain_where_every_gain_is_too_small(k):
     model = models(2)[k]
     model.tol = float("inf")
     assert len(model.fit(standardised("wine")).log_likelihoods_) == 2

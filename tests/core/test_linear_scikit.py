@@ -32,9 +32,10 @@ CHECKED = [kind(d, *method) for kind, method in ((PCA, ()), (PCA, ("em",)), (Fac
 CHECKED += [PPCA(d, method) for method in ("closed", "em") for d in (None, 1)]  # the checks have data with two columns
 
 
+@pytest.mark.slow
 @named("model", CHECKED, ids=repr)
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_scikit_learns_own_checks_pass_with_the_exceptions_above(model):
+def test_pca_ppca_and_factor_analysis_pass_scikit_learns_own_checks_with_the_exceptions_above(model):
     reasons = EXCEPTIONS.get(f"{type(model).__name__} {getattr(model, 'method', '')}", {})
     results = check_estimator(model, expected_failed_checks=reasons, on_fail=None, on_skip=None)
     assert len(results) > 40
@@ -43,7 +44,7 @@ def test_scikit_learns_own_checks_pass_with_the_exceptions_above(model):
 
 
 @named("model", MODELS, ids=repr)
-def test_a_clone_has_the_parameters_and_is_not_fitted(model):
+def test_fit_leaves_nothing_in_a_clone_but_the_parameters(model):
     fitted = clone(model).set_params(n_components=3, tol=1e-6).fit(X)
     copy = clone(fitted)
     assert copy.get_params() == fitted.get_params() | {"n_components": 3, "tol": 1e-6}
@@ -53,7 +54,7 @@ def test_a_clone_has_the_parameters_and_is_not_fitted(model):
 
 
 @named("model", MODELS, ids=repr)
-def test_what_is_fitted_says_how(model):
+def test_fit_says_how_it_went(model):
     fitted = clone(model).fit(X)
     assert fitted.n_features_in_ == 13
     assert fitted.n_iter_ >= 1
@@ -65,14 +66,14 @@ def test_what_is_fitted_says_how(model):
 
 @named(("kind", "expected"), [(PCA, 13), (PPCA, 12), (FactorAnalysis, 13)])
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-def test_no_number_of_components_means_the_most_that_the_data_allow(kind, expected):
+def test_fit_without_a_number_of_components_takes_the_most_that_the_data_allow(kind, expected):
     assert kind(max_iter=3).fit(X).components_.shape == (expected, 13)
     few = kind(max_iter=3).fit(X[:5])
     assert few.components_.shape == (5 if kind is PCA else 3, 13)  # 5 points span 4 dimensions: 3 leave noise
 
 
 @named("model", MODELS, ids=repr)
-def test_arrays_and_lists_give_arrays_and_tensors_give_tensors(model):
+def test_fit_and_the_others_return_arrays_for_arrays_and_lists_and_tensors_for_tensors(model):
     for given, kind in ((X, np.ndarray), (X.tolist(), np.ndarray), (torch.tensor(X), torch.Tensor)):
         fitted = clone(model).fit(given)
         attributes = {name: value for name, value in vars(fitted).items() if name.endswith("_")}
@@ -96,7 +97,7 @@ def test_arrays_and_lists_give_arrays_and_tensors_give_tensors(model):
 
 
 @named("model", DENSITIES, ids=repr)
-def test_parameters_of_either_kind_can_be_set_by_hand(model):
+def test_score_of_parameters_set_by_hand_takes_either_kind(model):
     by_hand, fitted = clone(model), clone(model).fit(X)
     by_hand.mean_, by_hand.components_ = fitted.mean_.tolist(), torch.as_tensor(fitted.components_)
     by_hand.noise_variance_ = np.float32(0.5)
@@ -106,7 +107,7 @@ def test_parameters_of_either_kind_can_be_set_by_hand(model):
         by_hand.score(X[:, :4])
 
 
-def test_a_tensor_keeps_its_gradient_and_the_fit_does_not():
+def test_score_samples_of_a_tensor_keeps_its_gradient_and_fit_does_not():
     rows = torch.tensor(X).requires_grad_()
     model = FactorAnalysis(2).fit(rows)
     assert not model.components_.requires_grad
@@ -116,12 +117,12 @@ def test_a_tensor_keeps_its_gradient_and_the_fit_does_not():
 
 
 @named("model", DENSITIES, ids=repr)
-def test_the_precision_is_the_inverse_of_the_covariance(model):
+def test_get_precision_is_the_inverse_of_the_covariance(model):
     fitted = clone(model).fit(X)
     np.testing.assert_allclose(fitted.get_precision() @ fitted.get_covariance(), np.eye(13), atol=1e-12)
 
 
-def test_covariance_and_precision_are_scikit_learns():
+def test_get_covariance_and_get_precision_are_scikit_learns():
     ours, theirs = FactorAnalysis(2, tol=1e-13, max_iter=5000).fit(X), scikit.FactorAnalysis(2, tol=1e-9, max_iter=5000)
     np.testing.assert_allclose(ours.get_covariance(), theirs.fit(X).get_covariance(), atol=5e-4)
     np.testing.assert_allclose(ours.get_precision(), theirs.get_precision(), atol=5e-3)
@@ -132,14 +133,14 @@ def test_covariance_and_precision_are_scikit_learns():
 
 
 @named("model", DENSITIES, ids=repr)
-def test_cross_validation_is_the_held_out_log_likelihood(model):
+def test_score_in_cross_validation_is_the_held_out_log_likelihood(model):
     folds = KFold(4, shuffle=True, random_state=0)
     expected = [clone(model).fit(X[train]).score(X[test]) for train, test in folds.split(X)]
     np.testing.assert_allclose(cross_val_score(model, X, cv=folds), expected)
     np.testing.assert_allclose(cross_val_score(model, X, LABELS, cv=folds), expected)
 
 
-def test_a_search_over_components_finds_those_that_held_out_data_prefer():
+def test_ppca_in_a_search_over_components_finds_those_that_held_out_data_prefer():
     folds = KFold(4, shuffle=True, random_state=0)
     search = GridSearchCV(PPCA(), {"n_components": [1, 3, 6, 12]}, cv=folds).fit(X)
     scores = {d: cross_val_score(PPCA(d), X, cv=folds).mean() for d in (1, 3, 6, 12)}
@@ -147,7 +148,7 @@ def test_a_search_over_components_finds_those_that_held_out_data_prefer():
 
 
 @named("model", MODELS, ids=repr)
-def test_pipelines_begin_and_end_with_them(model):
+def test_transform_stands_at_the_beginning_and_at_the_end_of_pipelines(model):
     classifier = make_pipeline(StandardScaler(), clone(model), LogisticRegression()).fit(X, LABELS)
     assert classifier.score(X, LABELS) > 0.9
     last = make_pipeline(StandardScaler(), clone(model)).fit(X)
@@ -156,14 +157,14 @@ def test_pipelines_begin_and_end_with_them(model):
 
 
 @named("model", MODELS, ids=repr)
-def test_a_copy_of_a_fitted_model_is_fitted(model):
+def test_transform_of_a_copy_of_a_fitted_model_is_the_same(model):
     for data in (X, torch.tensor(X)):
         fitted = clone(model).fit(data)
         assert np.array_equal(deepcopy(fitted).transform(X), fitted.transform(X))
 
 
 @named("model", MODELS, ids=repr)
-def test_names_of_columns_are_kept_and_compared(model):
+def test_fit_keeps_the_names_of_columns_and_transform_compares_them(model):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     frame = pandas.DataFrame(X, columns=[f"column {j}" for j in range(13)])
     fitted = clone(model).set_output(transform="pandas").fit(frame)

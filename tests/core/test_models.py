@@ -202,7 +202,7 @@ def test_likelihood_refuses_codes_of_another_dimension():
         small().likelihood(torch.zeros(5, 2))
 
 
-def test_the_likelihood_of_a_standard_decoder_matches_its_normal_density():
+def test_likelihood_of_a_standard_decoder_matches_its_normal_density():
     model, z, x = small(likelihood="gaussian"), torch.randn(3, 1), torch.rand(3, 1, 2, 2)
     mean = model.decoder(z).reshape(3, 1, 2, 2)
     assert torch.allclose(model.likelihood(z).log_prob(x), Normal(mean, 1.0).log_prob(x).sum((1, 2, 3)), atol=1e-12)

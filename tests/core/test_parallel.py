@@ -35,6 +35,7 @@ def together() -> dict[str, list]:
     return dict(zip(REDUCTIONS, map(json.loads, torchrun(2, str(SCRIPT), *REDUCTIONS).splitlines()), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_fit_two_processes_train_as_one_with_the_same_global_batch(together, reduction):
     """500 images in batches of 32: the last batch of 20 is split too, and every row of the curve agrees."""
@@ -55,12 +56,14 @@ def ranks(tmp_path_factory) -> list[dict]:
     return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_fit_leaves_the_same_state_in_each_process_batch_norms_averages_included(ranks):
     first, second = (rank["batch norm"] for rank in ranks)
     assert any("running_mean" in name for name in first["state"])
     assert first == second
 
 
+@pytest.mark.slow
 def test_fit_treats_idle_parameters_in_two_processes_as_in_one(ranks, float32):
     """Not even weight decay moves a parameter without a gradient, used by nothing or by a recorded term alone."""
     first, second = (rank["idle"] for rank in ranks)
@@ -72,7 +75,8 @@ def test_fit_treats_idle_parameters_in_two_processes_as_in_one(ranks, float32):
         assert first["state"][name] == pytest.approx(values, rel=1e-7, abs=1e-9)
 
 
-def test_early_stopping_stops_all_processes_together(ranks):
+@pytest.mark.slow
+def test_fit_stops_early_in_all_processes_together(ranks):
     first, second = (rank["early"] for rank in ranks)
     assert first == second
     losses = first["losses"]
@@ -81,6 +85,7 @@ def test_early_stopping_stops_all_processes_together(ranks):
     assert (len(losses), losses[best - 1], min(losses)) == (best + 2, loss, loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "word"),
     [
@@ -97,6 +102,7 @@ def test_fit_refuses_processes_that_do_not_train_the_same_in_each_of_them(what, 
         assert word in rank[what]
 
 
+@pytest.mark.slow
 def test_run_with_two_processes_writes_one_record(tmp_path):
     run = ["run", "digits-d2", "--epochs", "2", "--device", "cpu", "--out", str(tmp_path)]
     told = torchrun(2, "-m", "vae_core", *run)
@@ -144,7 +150,7 @@ def test_fit_the_annealed_weight_rises_over_all_steps(float32):
     assert weights == pytest.approx([0.125, 0.375, 0.625, 0.875], abs=0.1)
 
 
-def test_one_cycle_moves_parameters_by_the_rate_of_its_step(float32):
+def test_fit_with_one_cycle_moves_parameters_by_the_rate_of_its_step(float32):
     """Adam's first step is the learning rate itself, up to its epsilon: half a step into a warm-up of 6 of 20 steps."""
     model = nn.Linear(1, 1, bias=False)
     before = model.weight.item()

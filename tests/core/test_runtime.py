@@ -80,29 +80,29 @@ def test_detect_refuses_other_types(device, machine):
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_each_of_several_processes_takes_its_own_device(device, machine):
+def test_detect_gives_each_of_several_processes_its_own_device(device, machine):
     machine(cuda=2, RANK="3", LOCAL_RANK="1", WORLD_SIZE="4")
     assert Runtime.detect(device) == Runtime(torch.device("cuda", 1), 3, 4)
 
 
-def test_several_processes_cannot_share_a_numbered_device(machine):
+def test_detect_lets_no_processes_share_a_numbered_device(machine):
     machine(cuda=2, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2")
     with pytest.raises(ValueError, match="device 'cuda:0' is one device for 2 processes; use 'cuda'"):
         Runtime.detect("cuda:0")
 
 
-def test_more_processes_than_devices_are_refused(machine):
+def test_detect_refuses_more_processes_than_devices(machine):
     machine(cuda=1, RANK="1", LOCAL_RANK="1", WORLD_SIZE="2")
     with pytest.raises(ValueError, match=r"\(cpu, cuda:0\), got 'auto'"):
         Runtime.detect()
 
 
-def test_the_devices_of_this_machine_can_be_used():
+def test_devices_of_this_machine_can_be_used():
     for name in devices():
         assert torch.zeros(1, device=name).item() == 0
 
 
-def test_a_device_is_described_by_its_kind(machine):
+def test_describe_begins_with_the_kind_of_device(machine):
     machine(mps=True)
     assert Runtime.detect("mps").describe().startswith("mps: ")
     assert Runtime.detect("cpu").describe().startswith("cpu: ")
@@ -115,7 +115,7 @@ NO_INTEGERS = [True, np.True_, 3.0, np.float64(3), "3", None, 3j, [3], np.array(
 
 
 @pytest.mark.parametrize("value", INTEGERS)
-def test_integers_of_python_and_numpy_are_taken(value):
+def test_positive_int_as_int_and_check_seed_take_integers_of_python_and_numpy(value):
     for found in (positive_int("n", value), as_int(value)):
         assert type(found) is int
         assert found == 3
@@ -123,7 +123,7 @@ def test_integers_of_python_and_numpy_are_taken(value):
 
 
 @pytest.mark.parametrize("value", NO_INTEGERS)
-def test_what_is_no_integer_is_refused_by_name_and_left_alone(value):
+def test_positive_int_and_check_seed_refuse_what_is_no_integer_and_as_int_leaves_it_alone(value):
     with pytest.raises(ValueError, match=f"^n must be a positive integer, got {re.escape(repr(value))}$"):
         positive_int("n", value)
     assert as_int(value) is value
@@ -134,7 +134,7 @@ def test_what_is_no_integer_is_refused_by_name_and_left_alone(value):
 @pytest.mark.parametrize(
     ("least", "words"), [(0, "a non-negative integer"), (1, "a positive integer"), (2, "an integer of at least 2")]
 )
-def test_the_smallest_value_is_taken_and_the_one_below_refused(least, words):
+def test_positive_int_takes_the_smallest_value_and_refuses_the_one_below(least, words):
     assert positive_int("epochs", np.int64(least), least) == least
     with pytest.raises(ValueError, match=f"epochs must be {words}, got {least - 1}"):
         positive_int("epochs", least - 1, least)
@@ -153,7 +153,7 @@ def checkout(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("below", [".", "notebooks", "book", "vae_core", "elsewhere/book"])
-def test_anywhere_in_a_checkout_the_project_folder_is_its_root(below, checkout, monkeypatch):
+def test_project_folder_is_the_root_of_a_checkout_from_anywhere_in_it(below, checkout, monkeypatch):
     monkeypatch.chdir(checkout / below)
     monkeypatch.delenv("VAE_CORE_DATA", raising=False)
     assert project_folder() == checkout
@@ -161,7 +161,7 @@ def test_anywhere_in_a_checkout_the_project_folder_is_its_root(below, checkout, 
 
 
 @pytest.mark.parametrize("lacks", ["book/_toc.yml", "vae_core/__init__.py"])
-def test_elsewhere_it_is_the_working_folder(lacks, checkout, monkeypatch):
+def test_project_folder_is_the_working_folder_elsewhere(lacks, checkout, monkeypatch):
     """Another book, another package: no checkout of this one, whatever stands above."""
     (checkout / lacks).unlink()
     monkeypatch.chdir(checkout / "notebooks")
@@ -170,7 +170,7 @@ def test_elsewhere_it_is_the_working_folder(lacks, checkout, monkeypatch):
     assert data.default_root() == checkout / "notebooks" / "data"
 
 
-def test_of_two_checkouts_in_each_other_the_inner_one_counts(checkout, monkeypatch):
+def test_project_folder_is_the_inner_one_of_two_checkouts_in_each_other(checkout, monkeypatch):
     inner = checkout / "worktrees" / "inner"
     for path in ("book/_toc.yml", "vae_core/__init__.py"):
         (inner / path).parent.mkdir(parents=True)
@@ -179,7 +179,7 @@ def test_of_two_checkouts_in_each_other_the_inner_one_counts(checkout, monkeypat
     assert project_folder() == inner
 
 
-def test_the_environment_overrules_the_folder(checkout, monkeypatch):
+def test_default_root_prefers_the_environment_to_the_folder(checkout, monkeypatch):
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("VAE_CORE_DATA", "somewhere/else")
     assert data.default_root() == Path("somewhere/else")

@@ -1,9 +1,9 @@
 """`save` and `load`: one's own model in a file without pickle, the same bit for bit, and nothing else taken for one."""
 
-import copy
 import json
 import os
 import pickle
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -86,15 +86,14 @@ def test_load_returns_what_was_saved_bit_for_bit(build, dtype, path):
 
 
 @every_model
-def test_a_loaded_model_can_be_saved_trained_and_pickled(build, path):
+def test_load_returns_a_model_that_can_be_saved_trained_and_pickled(build, path):
     save(build(), path)
     found = load(path)
     save(found, path.with_name("again.safetensors"))
     assert path.with_name("again.safetensors").read_bytes() == path.read_bytes()
     assert all(parameter.requires_grad and parameter.is_leaf for parameter in found.parameters())
-    assert pickle.dumps(found)
-    twin = copy.deepcopy(found)  # by the protocol of pickle
-    assert all(map(torch.equal, outputs(twin, torch.float64), outputs(found, torch.float64)))
+    assert pickle.dumps(found)  # `deepcopy` makes the copy from the same description
+    assert all(map(torch.equal, outputs(deepcopy(found), torch.float64), outputs(found, torch.float64)))
 
 
 def test_load_after_training_goes_on_from_the_same_numbers(path):

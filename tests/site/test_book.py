@@ -14,8 +14,7 @@ def test_every_notebook_is_in_the_table_of_contents():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_of_the_table_of_contents_is_in_the_book(html, page):
-    text = (html / f"{page}.html").read_text()
-    assert len(re.findall(r"<p>", text)) > 2 or page == "book/bibliography"
+    assert "<article" in (html / f"{page}.html").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES)

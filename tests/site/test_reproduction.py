@@ -1,5 +1,6 @@
 """The page that is generated from the records."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -76,8 +77,8 @@ def test_the_page_says_where_our_curve_passes_a_printed_training_loss():
     experiment = registry.find("irvin-z3")
     text = reproduction.passing_note([(experiment, [record])])
     assert reproduction.passing_note([(experiment, [])]) == ""
-    assert "passes the printed training loss of 133.74 in epoch 3," in text
-    assert "its test loss there is 132.00 (printed 136.30); after 4 epochs it has 120.00 and 125.00" in text
+    numbers = re.findall(r"\b\d+\.\d+|\b\d+\b", text.split("133.74", 1)[1])
+    assert numbers == ["3", "132.00", "136.30", "4", "120.00", "125.00"]  # where it passes, and how it ends
 
 
 def test_an_ablation_is_set_against_the_run_that_it_changes():
@@ -99,20 +100,23 @@ def test_every_row_has_as_many_cells_as_its_head(two_recorded):
 def test_sources_become_sections_that_name_data_and_device(two_recorded):
     text = reproduction.page()
     assert text.count("## A source") == 1
-    assert "360 test images of digits, entropy floor 5.00 nats; trained on cpu: made up" in text
+    section = text.split("## A source")[1]
+    assert [word for word in ("360", "digits", "5.00", "cpu: made up") if word not in section] == []
 
 
 def test_no_floor_is_told_of_a_density(two_recorded):
     density = replace(registry.find("digits-d2"), model={"likelihood": "learned_gaussian"})
-    assert reproduction.images([(density, [made_record(0, 30.0)])]) == "360 test images of digits"
+    assert "floor" in reproduction.images([(registry.find("digits-d2"), [made_record(0, 30.0)])])
+    assert "floor" not in reproduction.images([(density, [made_record(0, 30.0)])])
     assert reproduction.row(density, [made_record(0, 30.0)])[4] == "–"
 
 
 def test_what_is_not_recorded_is_named(two_recorded):
-    del registry["second", 0]
-    assert "Not recorded yet" in reproduction.page()
-    assert "`second`" in reproduction.page().split("Not recorded yet")[1]
-    assert "`first`" not in reproduction.page().split("Not recorded yet")[1]
+    del two_recorded["second", 0]
+    assert rows_of("second") == []
+    missing = reproduction.page().rpartition("\n## ")[2]
+    assert "`second`" in missing
+    assert "`first`" not in missing
 
 
 def test_the_committed_page_names_every_experiment():
@@ -122,7 +126,8 @@ def test_the_committed_page_names_every_experiment():
 
 def test_the_robustness_verdict_asks_for_alike_at_the_smallest_code_and_worse_at_the_largest():
     holds = reproduction.robustness_verdict({2: [1.01, 1.04], 50: [1.9, 2.7], 10: [1.5]})
-    assert "1.01 to 1.04 at K = 2; 1.50 to 1.50 at K = 10; 1.90 to 2.70 at K = 50" in holds
-    assert "claim **holds** here" in holds
+    numbers = ["1.01", "1.04", "2", "1.50", "1.50", "10", "1.90", "2.70", "50"]  # by code: smallest, largest, K
+    assert re.search(r"\D+".join(map(re.escape, numbers)), holds)
+    assert "**holds**" in holds
     for ratios in ({2: [1.2], 50: [2.0]}, {2: [1.0], 50: [1.05, 2.0]}):
-        assert "claim **does not hold** here" in reproduction.robustness_verdict(ratios)
+        assert "**does not hold**" in reproduction.robustness_verdict(ratios)
