@@ -42,12 +42,17 @@ class Number:
 
     @property
     def value(self) -> Decimal:
-        return Decimal(self.text.replace("−", "-").replace(",", ""))
+        return value(self.text)
 
     @property
     def unit(self) -> Decimal:
         """One unit of the last printed digit."""
         return Decimal((0, (1,), self.value.as_tuple().exponent))
+
+
+def value(text: str) -> Decimal:
+    """What a printed number says, exactly."""
+    return Decimal(text.replace("−", "-").replace(",", ""))
 
 
 def numbers(text: str, html: bool = False) -> list[Number]:

@@ -96,7 +96,7 @@ def compare(reference: str, got: str, rules: dict[str, Tolerance], html: bool = 
         written, done = written + got[done : other.start] + (other.text if wrong else one.text), other.end
     written += got[done:]
     wider = any(len(one.text) != len(other.text) for one, other in zip(wanted, found, strict=True))
-    if not complaints and wider and _layout(reference, wanted) == _layout(got, found):
+    if not complaints and wider and layout(reference, wanted) == layout(got, found):
         return reference, []
     return written, complaints
 
@@ -120,12 +120,16 @@ def _complaint(wanted: Number, found: Number, rules: dict[str, Tolerance]) -> st
 
 
 def _name(number: Number, rules: dict[str, Tolerance]) -> str:
-    """A label for people: the stated one, else the words before the number, else the head of its column."""
-    label = label_of(number, rules) or re.split(r"[\d,;|]", number.before.strip(" :=|"))[-1].strip() or number.head
+    label = label_of(number, rules) or natural_label(number)
     return f' ("{label}")' if label else ""
 
 
-def _layout(text: str, found: list[Number]) -> list[str]:
+def natural_label(number: Number) -> str:
+    """The words just before a number in its line, else the head of its column; empty if it has neither."""
+    return re.split(r"[\d,;|]", number.before.strip(" :=|"))[-1].strip(" :=()[]±") or number.head
+
+
+def layout(text: str, found: list[Number]) -> list[str]:
     """The text between the numbers without padding, and lines of tables at one length."""
     starts, ends = [0, *(one.end for one in found)], [*(one.start for one in found), len(text)]
     parts = [re.sub(r"[ \t]+", " ", text[start:end]) for start, end in zip(starts, ends, strict=True)]

@@ -255,7 +255,7 @@ CELLS = {  # with the words that its failure must hold, None where it passes
         cell(SHOW.format(rows("24.82")), rows("24.71"), {"loss": 0.1}, "text/html"), 'row 2 ("loss"): 24.82 for 24.71'
     ),
     "malformed": (cell("print(0.5)", "0.5\n", {"absolute": {"x": 1}}), "Cell 8: a tolerance is abs or rel"),
-    "label": (cell("print('loss', 0.5)", "loss 0.5\n", {"los": 1}), "Cell 9: no decimal number of the output has the label"),
+    "label": (cell("print('loss', 0.5)", "loss 0.5\n", {"los": 1}), "Cell 9: no decimal number of the output has"),
     "no output": (cell("pass", "0.5\n", {"abs": 1}), "Missing output fields"),
 }  # fmt: skip
 
