@@ -35,6 +35,12 @@ def sentence(stated: dict, paths: int) -> str:
     return f"checked to {what}" + (f" on {count} code path{'s' * (paths > 1)}" if paths else "")
 
 
+def in_order(stated: dict, outputs: list[dict]) -> dict:
+    """The labels in the order in which they are printed; notebooks keep them by the alphabet."""
+    printed = json.dumps(outputs, ensure_ascii=False).casefold()
+    return {label: stated[label] for label in sorted(stated, key=lambda label: printed.find(label.casefold()))}
+
+
 def add(app, doctree: nodes.document) -> None:
     """Put the sentence below the output of every cell of this page that has a tolerance.
 
@@ -48,8 +54,9 @@ def add(app, doctree: nodes.document) -> None:
     paths = len(known.get(page.stem, {"paths": ()})["paths"])
     cells = json.loads(page.read_text())["cells"]
     for output in [one for one in doctree.findall(nodes.container) if one.get("nb_element") == "cell_code_output"]:
-        if stated := cells[output.parent["cell_index"]]["metadata"].get("tolerance"):
-            text = sentence(stated, paths)
+        cell = cells[output.parent["cell_index"]]
+        if stated := cell["metadata"].get("tolerance"):
+            text = sentence(in_order(stated, cell["outputs"]), paths)
             output += nodes.paragraph(text, text, classes=["tolerance"])
 
 

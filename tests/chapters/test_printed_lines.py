@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from measure_tolerances import trains_or_samples
 from measured_numbers import code_cells, printed, read
+from printed_numbers import numbers
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -74,6 +75,42 @@ def unchecked(notebook: dict) -> list[str]:
         and any(one.kind == "decimal" for one in printed(cell)[0])
         and "tolerance" not in cell["metadata"]
     ]
+
+
+QUOTED = {  # in chapters whose prose is compared with their output: what is computed from several numbers, and how
+    "05_gaussian_kl": {
+        "3.27": "the sum of the five busiest units",
+        "0.000045": "exp(-10)",
+        "3.7": "(0.9560 - 0.9433) / 0.0034",
+        "0.9428": "the mean of the last four estimates",
+    }
+}
+
+
+def unsupported(notebook: dict) -> list[str]:
+    """The decimal numbers of the prose, formulas apart, that are neither printed, as rounded there, nor in the code."""
+    cells = code_cells(notebook).values()
+    values = [one.value for cell in cells for one in printed(cell)[0] if one.kind == "decimal"]
+    code = " ".join(cell["source"] for cell in cells)
+    prose = "\n".join(cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    found = [one for one in numbers(re.sub(r"\$\$.*?\$\$", "", prose, flags=re.DOTALL)) if one.kind == "decimal"]
+    near = {one.text for one in found for value in values if abs(value - one.value) <= one.unit / 2}
+    return [one.text for one in found if one.text not in near and one.text not in code]
+
+
+@pytest.mark.parametrize("stem", QUOTED)
+def test_a_number_of_the_prose_is_one_that_the_chapter_prints(stem):
+    assert sorted(set(unsupported(read(ROOT / "notebooks" / f"{stem}.ipynb")))) == sorted(QUOTED[stem])
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("0.52", 0), ("0.5", 0), ("0.53", 1), ("$$0.9$$", 0), ("v1.2.3", 0), ("3", 0)]
+)
+def test_a_number_that_nothing_supports_is_found(text, count):
+    cell = {"id": "b", "cell_type": "markdown", "source": f"It is {text} nats.", "metadata": {}}
+    notebook = made("x = 1", "loss 0.5204")
+    notebook["cells"].append(nbformat.from_dict(cell))
+    assert len(unsupported(notebook)) == count
 
 
 def shrinks(found: list[str], allowance: int, name: str, table: str) -> None:
