@@ -29,10 +29,13 @@ def width(stated: dict | float) -> str:
 
 def sentence(stated: dict, paths: int) -> str:
     """What a reader is told of a tolerance, measured on so many code paths."""
-    labelled = stated.keys() - {"abs", "rel"}
-    what = ", ".join(f"{label} {width(one)}" for label, one in stated.items()) if labelled else width(stated)
     count = COUNTS[paths] if paths < len(COUNTS) else str(paths)
-    return f"checked to {what}" + (f" on {count} code path{'s' * (paths > 1)}" if paths else "")
+    where = f"on {count} code path{'s' * (paths > 1)}" if paths else ""
+    if stated.keys() <= {"abs", "rel"}:
+        return f"checked to {width(stated)} {where}".strip()
+    return ", ".join([f"checked: {', '.join(f'{label} {width(one)}' for label, one in stated.items())}", where]).strip(
+        ", "
+    )
 
 
 def in_order(stated: dict, outputs: list[dict]) -> dict:

@@ -47,7 +47,10 @@ def parse(stated: object) -> dict[str, Tolerance]:
         return {"": _one(stated)}
     if mixed := stated.keys() & {"abs", "rel"}:
         raise ValueError(f"a tolerance has {min(mixed)!r} or labels, not both; got {stated!r}")
-    return {_label(label): _one(one if isinstance(one, dict) else {"abs": one}) for label, one in stated.items()}
+    rules = {_label(label): _one(one if isinstance(one, dict) else {"abs": one}) for label, one in stated.items()}
+    if len(rules) < len(stated):
+        raise ValueError(f"a tolerance names one label twice, in upper and lower case or other spaces: {stated!r}")
+    return rules
 
 
 def _label(label: str) -> str:

@@ -189,6 +189,7 @@ def test_the_complaint_says_which_number_by_how_much_and_the_tolerance():
         ({"loss": {"absolute": 0.2}}, "^a tolerance is abs or rel, not"),
         ({"loss": {}}, "^a tolerance is abs or rel, not"),
         ({"loss": "0.2"}, "must be a positive number, not '0.2'$"),
+        ({"Loss": 0.2, "loss": 0.1}, "^a tolerance names one label twice"),
         ({" ": 0.2}, "^a tolerance has an empty label"),
     ],
 )
