@@ -11,13 +11,14 @@ assert json.load(page)["vulnerabilities"]
 endef
 export KNOWN_HOLE
 
-.PHONY: help book pdf linkcheck check test mutants again style lint lab notebooks reproduce bench gpu venv clean
+.PHONY: help book pdf linkcheck check test tolerances mutants again style lint lab notebooks reproduce bench gpu venv clean
 help:
 	@echo "make book       execute the notebooks (cached) and build the HTML"
 	@echo "make pdf        one PDF of the book, through Chromium"
 	@echo "make linkcheck  whether every external link of the book answers"
 	@echo "make check      style, types and the quick tests of the module, in a minute: what one runs while working"
 	@echo "make test       unit tests, notebooks as regression tests, the built pages in a browser"
+	@echo "make tolerances measure how far printed numbers move between code paths (an hour for all; resumable; WRITE=1)"
 	@echo "make mutants    change formulas one at a time and see whether a test notices (half an hour)"
 	@echo "make again      run each cell twice, from another folder (half an hour)"
 	@echo "make lab        open the notebooks in JupyterLab"
@@ -52,6 +53,9 @@ test: $(READY)
 
 check: style
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -o addopts= -p no:nbval -n 2 --dist loadscope -m "not slow" tests/core
+
+tolerances: $(READY)
+	@$(BIN)/python tests/measure_tolerances.py $(if $(WRITE),--write) $(NOTEBOOKS)
 
 mutants: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py

@@ -1,7 +1,9 @@
-"""The environment of every test process and of every notebook kernel that nbval starts."""
+"""The environment of every test process and of every notebook kernel that nbval starts; how its outputs compare."""
 
 import os
 from pathlib import Path
+
+pytest_plugins = ["tolerance"]  # decimal numbers within what the cell's metadata states
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # a progress bar is never the same twice
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # digits are too small to share between threads

@@ -43,7 +43,7 @@ def config(execute: bool) -> dict:
     """`_config.yml` with this build's way of execution."""
     settings = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())
     settings["execute"]["execute_notebooks"] = "cache" if execute else "off"
-    settings["sphinx"]["local_extensions"] = dict.fromkeys(("docstrings", "citations"), str(ROOT / "book"))
+    settings["sphinx"]["local_extensions"] = dict.fromkeys(("docstrings", "citations", "checked"), str(ROOT / "book"))
     if execute:
         # what notebooks import or read, which the execution cache cannot see by itself
         module = [path for path in ROOT.glob("vae_core/**/*.*") if path.parent.name != "__pycache__"]
