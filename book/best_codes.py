@@ -7,8 +7,8 @@ gap; its difference between test and training images is the encoder's share of t
 
 The weights after 40 and 94 epochs are not in the repository, which is to stay small:
 `python -m vae_core run irvin-z2-e100 --seed 1` and its like write them beside their records. `--weights` names the
-folder that holds them (the folder of records by default). It writes `best-codes.json` to `book/results`, a row as soon as
-it is measured; started again, it goes on with what is missing.
+folder that holds them (the folder of records by default). It writes `best-codes.json` to `book/results`, a row as soon
+as it is measured; started again, it goes on with what is missing.
 """
 
 import argparse
