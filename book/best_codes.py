@@ -33,7 +33,7 @@ from vae_core.objectives import elbo
 from vae_core.runtime import Runtime, random_state, unit_interval
 
 NAME, SIZES, SNAPSHOTS = "best-codes", (2, 3, 50), (40, 94)
-IMAGES, DRAWS = 1000, 64  # images of each set; draws of z for each bound that is compared
+IMAGES, DRAWS = 250, 64  # images of each set; draws of z for each bound that is compared
 SEARCH = dict(steps=250, learning_rate=0.03, num_samples=4)
 
 
