@@ -88,7 +88,7 @@ def part_of(plan: Plan, part: str, function: Callable[[], dict]) -> None:
 
 
 def first_steps_succeed(plan: Plan) -> bool:
-    """Whether a captured step trains; on a card this is tried in a process of its own, as an error would poison ours."""
+    """Whether a captured step trains; on a card a process of its own tries, since an error would poison ours."""
     if plan.device == "cuda":
         return in_child(first_steps, plan, seconds=150) != 1
     with contextlib.suppress(SystemExit):

@@ -1,5 +1,6 @@
 """Training in `gpu.py`: several processes that take the next run from one list."""
 
+import multiprocessing
 import os
 import time
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ def work(plan: Plan, todo: list[Item], starts: Any, threads: int) -> None:
     while waiting:
         waiting = False
         for item in todo:
+            if orphaned():
+                return
             if not in_time(plan, item[0], starts) or settled(plan, item):
                 continue
             needed = find(item[1]).dataset
@@ -55,6 +58,12 @@ def work(plan: Plan, todo: list[Item], starts: Any, threads: int) -> None:
                 continue
             attempt(plan, item, sets, starts)
         time.sleep(1 if waiting else 0)
+
+
+def orphaned() -> bool:
+    """Whether the process that started this one is gone: killed, say."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 def attempt(plan: Plan, item: Item, sets: dict[str, Dataset], starts: Any) -> None:

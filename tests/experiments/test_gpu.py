@@ -51,9 +51,23 @@ def read(path: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory) -> Path:
-    """The folder of a whole dry run."""
+def killed(tmp_path_factory) -> tuple[Path, bytes]:
+    """The folder of a dry run that was killed after its first run, and that run's record."""
     out = tmp_path_factory.mktemp("gpu")
+    process, first = dry(out, "--only", "rows", "--only", "further"), out / f"{gpu_plan.DRY[0]}.json"
+    deadline = time.time() + 200
+    while not first.exists() and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=200)  # the worker holds the pipe until it has ended its run, and sees that it is alone
+    assert not (out / f"{gpu_plan.DRY[-1]}.json").exists()
+    return out, first.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def done(killed) -> Path:
+    """The folder of a whole dry run, begun where the killed one stopped."""
+    out, _ = killed
     process = dry(out)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
@@ -104,18 +118,10 @@ def test_a_second_call_makes_nothing_anew(done, monkeypatch):
     assert {path.name: path.stat().st_mtime_ns for path in done.glob("[!g]*.json")} == before
 
 
-def test_after_a_kill_the_program_goes_on_with_what_is_missing(tmp_path, monkeypatch):
-    process = dry(tmp_path, "--only", "rows", "--only", "further")
-    first = tmp_path / f"{gpu_plan.DRY[0]}.json"
-    deadline = time.time() + 100
-    while not first.exists() and time.time() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=100)  # the worker ends by itself, and holds the pipe until then
-    before = first.read_bytes()
-    again(monkeypatch, tmp_path)
-    assert first.read_bytes() == before
-    assert {f"{name}.json" for name in gpu_plan.DRY} <= {path.name for path in tmp_path.iterdir()}
+def test_after_a_kill_the_program_goes_on_with_what_is_missing(killed, done):
+    _, before = killed
+    assert (done / f"{gpu_plan.DRY[0]}.json").read_bytes() == before
+    assert {f"{name}.json" for name in gpu_plan.DRY} <= {path.name for path in done.iterdir()}
 
 
 # Failures and limits
