@@ -20,6 +20,7 @@ import gpu_speed
 import gpu_training
 import numpy as np
 import pytest
+import thesis_oracle
 import torch
 from PIL import Image
 
@@ -231,6 +232,38 @@ def test_the_sweep_over_beta_is_of_binary_images_and_three_seeds():
     names = ["binary-mnist-d20", *(f"beta-binary-mnist-{beta}" for beta in ("0.1", "0.3", "0.6", "1.5", 2, 3, 5, 10))]
     assert all(sum(name == other for _, other, _ in todo) == 3 for name in names)
     assert all(find(name).binarise for name in names)
+
+
+# The thesis' way
+
+
+class OnCard:
+    """A batch on the host: it can be moved, and counted, and nothing else."""
+
+    def __init__(self, images: torch.Tensor, moved: list) -> None:
+        self.images, self.moved = images, moved
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device) -> torch.Tensor:
+        self.moved.append(torch.device(device))
+        return self.images.to(device)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_thesis_way_moves_each_batch_to_its_network(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    net, moved = thesis_oracle.ThesisVAE(64, 2).to(device), []
+    batches = [(OnCard(torch.rand(8, 1, 8, 8), moved), None) for _ in range(3)]
+    optimizer = torch.optim.Adam(net.parameters())
+    losses = [thesis_oracle.train_epoch(net, optimizer, batches) for _ in range(5)]
+    assert moved == 15 * [next(net.parameters()).device]
+    assert losses[-1] < losses[0]
+    figures = thesis_oracle.test_losses(net, batches)
+    assert moved == 18 * [next(net.parameters()).device]
+    assert figures["loss"] == pytest.approx(figures["reconstruction"] + figures["kl"])
 
 
 # Data
