@@ -10,14 +10,13 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import yaml
-from reproduction import table
+from reproduction import on_device, table
 
-from vae_core.experiments.records import Record, default_out, read_record
+from vae_core.experiments.records import Record, default_out
 from vae_core.experiments.registry import EXPERIMENTS, find
 
 PAGE, CLAIMS = (Path(__file__).parent / name for name in ("results/README.md", "results_claims.yml"))
 KINDS = ("vae", "autoencoder")
-EXTRA_SEEDS = (0, 1, 2, 3)  # run on the card beside an experiment's own
 
 INTRODUCTION = """# What the records say
 
@@ -36,11 +35,7 @@ training images, both in evaluation mode after the last epoch. A unit is active 
 
 def records(name: str, device: str) -> list[Record]:
     """The valid records of an experiment that were made on "cuda" or on "cpu", its own seed first."""
-    experiment, folder = find(name), default_out()
-    seeds = dict.fromkeys([*experiment.seeds, *EXTRA_SEEDS])
-    found = (read_record(experiment, seed, place) for seed in seeds for place in (folder / "cuda", folder))
-    by_seed = {r["seed"]: r for r in found if r is not None and r["device"].startswith(device)}
-    return list(by_seed.values())
+    return on_device(find(name), device)
 
 
 def runs(name: str) -> list[Record]:
