@@ -4,19 +4,18 @@
 added. What follows for the text is written by hand, in `results_claims.yml`.
 """
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-import yaml
-from reproduction import on_device, table
+from reproduction import table
+from results_claims import claims_table
+from results_runs import KINDS, beginning, degradation, figures, overfitting, read, records, runs, spread
 
-from vae_core.experiments.records import Record, default_out
+from vae_core.experiments.records import Record
 from vae_core.experiments.registry import EXPERIMENTS, find
 
-PAGE, CLAIMS = (Path(__file__).parent / name for name in ("results/README.md", "results_claims.yml"))
-KINDS = ("vae", "autoencoder")
+PAGE = Path(__file__).parent / "results" / "README.md"
 
 INTRODUCTION = """# What the records say
 
@@ -31,33 +30,6 @@ per test image, mean ± standard deviation over *n* seeds. *Test − training* i
 training images, both in evaluation mode after the last epoch. A unit is active if its mean KL on test images is above
 0.01 nats.
 """
-
-
-def records(name: str, device: str) -> list[Record]:
-    """The valid records of an experiment that were made on "cuda" or on "cpu", its own seed first."""
-    return on_device(find(name), device)
-
-
-def runs(name: str) -> list[Record]:
-    """The records that speak for an experiment: those of the device that has more seeds, the card's if as many."""
-    return max((records(name, device) for device in ("cuda", "cpu")), key=len)
-
-
-def spread(values: Iterable[float], digits: int = 2) -> str:
-    """Mean ± standard deviation, the mean alone of a single value."""
-    values = list(values)
-    text = f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
-    return text.replace("-", "−")
-
-
-def figures(found: list[Record], name: str) -> list[float]:
-    return [record["test"][name] for record in found]
-
-
-def overfitting(found: list[Record]) -> list[float]:
-    """Test loss minus the loss of the training images, both in evaluation mode, after the last epoch."""
-    last = (record["history"][-1] for record in found)
-    return [row["test_loss"] - row["train_eval_loss"] for row in last if "train_eval_loss" in row]
 
 
 def where(name: str, found: list[Record]) -> str:
@@ -87,11 +59,6 @@ def run_table(names: Sequence[str], *columns: Column) -> str:
     return table(["n", *(title for title, _ in columns), "records"], rows)
 
 
-def beginning(*names: str) -> list[str]:
-    """The experiments whose names begin like these, except those that are not recorded."""
-    return [name for name in EXPERIMENTS if name.startswith(names) and runs(name)]
-
-
 def units_section() -> str:
     """How many units are active at d = 20, and under which settings."""
     names = ["chen-mnist-d20", *beginning("units-mnist"), "ablation-no-batch-norm", "fast-mnist-d20"]
@@ -111,13 +78,6 @@ def devices_section() -> str:
         seeds = f"{stdev(cuda.values()):.2f} (n = {len(cuda)})" if len(cuda) > 1 else "–"
         rows.append([f"`{name}`", ", ".join(map(str, both)), differences, seeds])
     return table(["experiment", "seeds", "loss on the card − on the CPU", "standard deviation over seeds"], rows)
-
-
-def degradation(kind: str, size: int, percent: int, figure: str = "mse") -> list[float]:
-    """Over seeds: an error with noise in training over the same seed's error without."""
-    noisy, clean = (runs(f"saleh-robustness-{kind}-k{size}-n{p}") for p in (percent, 0))
-    base = {record["seed"]: record["test"]["mse"] for record in clean}
-    return [record["test"][figure] / base[record["seed"]] for record in noisy if record["seed"] in base]
 
 
 def robustness_section() -> str:
@@ -142,12 +102,6 @@ def binarised_once() -> str:
         differences = [once[seed] - fresh[seed] for seed in both]
         rows.append([str(k), str(len(both)), spread(differences), ", ".join(f"{d:+.2f}" for d in differences)])
     return table(["K", "n", "once − afresh", "by seed"], rows)
-
-
-def read(name: str) -> dict:
-    """A record of something else than a run, by its file's name."""
-    record: dict = json.loads((default_out() / f"{name}.json").read_text())
-    return record
 
 
 def pca_section() -> str:
@@ -232,88 +186,6 @@ SECTIONS: dict[str, Callable[[], str]] = {
     ),
     "The card against a CPU": devices_section,
 }
-
-
-class Computed:
-    """`computed[argument]` in a text's {computed[argument]}: the function's value there."""
-
-    def __init__(self, function: Callable[[str], str]) -> None:
-        self.function = function
-
-    def __getitem__(self, argument: str) -> str:
-        return self.function(argument)
-
-
-def with_n(values: list[float], digits: int = 2) -> str:
-    return f"{spread(values, digits)} (n = {len(values)})"
-
-
-def units(name: str) -> str:
-    """The range of active units over seeds."""
-    counts = figures(runs(name), "active_units")
-    low, high = min(counts), max(counts)
-    return f"{low}" if low == high else f"{low} to {high}"
-
-
-def share(key: str) -> str:
-    """The gap of `NAME, EPOCH` and what the search gains on both sets, over seeds."""
-    name, epoch = key.split(", ")
-    found = [
-        row
-        for key, row in read("best-codes")["rows"].items()
-        if key.startswith(f"{name}, ") and key.endswith(f" {epoch}")
-    ]
-    if not found:
-        return "not measured"
-    gap = spread(row["test"]["whole_set"] - row["train"]["whole_set"] for row in found)
-    train, test = (spread(row[split]["gain"]["mean"] for row in found) for split in ("train", "test"))
-    return f"gap {gap}, gains {train} (training) and {test} (test), n = {len(found)}"
-
-
-def pairs(beginnings: str) -> str:
-    """Loss on the card minus loss on the CPU, over all pairs of the same settings and seed."""
-    found = []
-    for name in beginning(*beginnings.split(", ")):
-        cpu = {record["seed"]: record["test"]["loss"] for record in records(name, "cpu")}
-        found += [r["test"]["loss"] - cpu[r["seed"]] for r in records(name, "cuda") if r["seed"] in cpu]
-    return with_n(found)
-
-
-def ratio(key: str) -> str:
-    """The degradation of `KIND, K` with three tenths of the pixels hit."""
-    kind, size = key.split(", ")
-    return spread(degradation(kind, int(size), 30))
-
-
-def once_minus_afresh(k: str) -> str:
-    fresh = {r["seed"]: r["test"]["log_likelihood"] for r in runs(f"iwae-mnist-k{k}")}
-    once = runs(f"static-iwae-mnist-k{k}")
-    return with_n([r["test"]["log_likelihood"] - fresh[r["seed"]] for r in once if r["seed"] in fresh])
-
-
-COMPUTED: dict[str, Callable[[str], str]] = {
-    **{
-        figure: lambda name, figure=figure: with_n(figures(runs(name), figure))  # type: ignore[misc]
-        for figure in ("loss", "reconstruction", "kl", "log_likelihood")
-    },
-    "gap": lambda name: with_n(overfitting(runs(name))),
-    "bits": lambda name: with_n(figures(runs(name), "bits_per_dimension"), 3),
-    "units": units,
-    "share": share,
-    "pairs": pairs,
-    "ratio": ratio,
-    "once": once_minus_afresh,
-    "linear": lambda row: f"{100 * read('pca-cifar10')['rows'][row]['linear']:.1f} %",
-    "mse": lambda row: f"{1000 * read('pca-cifar10')['rows'][row]['mse']:.2f}",
-}
-
-
-def claims_table() -> str:
-    """The first table: said before, measured now, what changes."""
-    computed = {name: Computed(function) for name, function in COMPUTED.items()}
-    claims = sorted(yaml.safe_load(CLAIMS.read_text()), key=lambda claim: claim["chapter"])
-    rows = [[c["chapter"], c["said"], c["now"].format(**computed), c["change"]] for c in claims]
-    return table(["chapter", "said before", "the runs now", "what changes in the text"], rows)
 
 
 def page() -> str:

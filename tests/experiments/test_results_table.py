@@ -4,7 +4,8 @@ from statistics import mean, stdev
 
 import pytest
 import results_table
-from results_table import COMPUTED, records, runs, spread
+from results_claims import COMPUTED
+from results_runs import beginning, degradation, overfitting, records, runs, spread
 
 from vae_core.experiments.records import default_out
 from vae_core.experiments.registry import EXPERIMENTS, find
@@ -40,12 +41,12 @@ def test_the_thesis_rows_have_five_seeds_on_the_card(name):
 def test_the_gap_compares_both_losses_in_evaluation_mode():
     last = [record["history"][-1] for record in runs("irvin-z2-e100")]
     gaps = [row["test_loss"] - row["train_eval_loss"] for row in last]
-    assert results_table.overfitting(runs("irvin-z2-e100")) == gaps
+    assert overfitting(runs("irvin-z2-e100")) == gaps
     assert min(gaps) > 5  # two units overfit most, in each seed
 
 
 def test_a_degradation_is_over_the_same_seeds_error_without_noise():
-    found = results_table.degradation("vae", 50, 30)
+    found = degradation("vae", 50, 30)
     by_hand = []
     for seed in (1, 2, 3):
         noisy, clean = (
@@ -56,18 +57,18 @@ def test_a_degradation_is_over_the_same_seeds_error_without_noise():
 
 
 def test_without_noise_nothing_degrades():
-    assert results_table.degradation("autoencoder", 10, 0) == [1.0, 1.0, 1.0]
+    assert degradation("autoencoder", 10, 0) == [1.0, 1.0, 1.0]
 
 
 def test_the_rate_falls_and_the_distortion_rises_with_beta():
-    names = sorted(["binary-mnist-d20", *results_table.beginning("beta-binary")], key=lambda name: find(name).beta)
+    names = sorted(["binary-mnist-d20", *beginning("beta-binary")], key=lambda name: find(name).beta)
     for figure, sign in (("kl", -1), ("reconstruction", 1)):
         values = [sign * mean(record["test"][figure] for record in runs(name)) for name in names]
         assert values == sorted(values)
 
 
 def test_every_record_that_a_table_shows_is_in_the_folder():
-    for name in results_table.beginning("chen-", "units-", "beta-binary", "bits-"):
+    for name in beginning("chen-", "units-", "beta-binary", "bits-"):
         for record in runs(name):
             stem = name if record["seed"] == find(name).seed else f"{name}-s{record['seed']}"
             assert any((default_out() / place / f"{stem}.json").exists() for place in (".", "cuda"))
