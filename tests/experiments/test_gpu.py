@@ -156,6 +156,21 @@ def test_a_run_that_fails_leaves_its_traceback_and_the_next_one_runs(plan, monke
     assert gpu.summary(plan)["recorded"] == {gpu_plan.DRY[1]: [find(gpu_plan.DRY[1]).seed]}
 
 
+def test_a_run_that_may_be_resumed_needs_no_checkpoints(tmp_path):
+    settings = dict(epochs=1, out=tmp_path, device="cpu", progress=False, resume=True, checkpoints=False)
+    record, path = gpu_training.experiment_run.run("digits-d2", **settings)
+    assert {file.name for file in tmp_path.iterdir()} == {"digits-d2.json"}
+    before = path.stat().st_mtime_ns
+    assert gpu_training.experiment_run.run("digits-d2", **settings) == (record, path)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_worker_stops_before_its_next_run_when_its_parent_is_gone(plan, monkeypatch):
+    monkeypatch.setattr(gpu_training, "orphaned", lambda: True)
+    gpu_training.work(plan, gpu_plan.items(plan, ("rows",)), starts(), threads=1)
+    assert list(plan.out.iterdir()) == []
+
+
 def test_on_a_card_a_failed_run_is_tried_once_more_without_graphs_in_a_new_process(plan, monkeypatch):
     item, tried = ("rows", gpu_plan.DRY[0], 0), []
 
