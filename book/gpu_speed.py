@@ -1,6 +1,7 @@
 """How fast `gpu.py` finds ways of training: ours and its variants, the thesis' and PyTorch's, several runs at once."""
 
 import json
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -32,7 +33,8 @@ def measure_speed(plan: Plan, shared: bool) -> dict:
 
 
 def speeds(plan: Plan, path: Path, shared: bool) -> None:
-    """Measure one way of training after another; the file is written anew after each."""
+    """Measure one way of training after another, in a process of its own; the file is written anew after each."""
+    multiprocessing.set_start_method("fork", force=True)  # or a DataLoader spawns its workers, as we were
     runtime, dataset = Runtime.detect(plan.device), load("mnist", plan.data)
     table = json.loads(path.read_text())["rows"] if path.exists() else {}
     write_idx(dataset, plan.data)

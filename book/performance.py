@@ -100,9 +100,8 @@ def gradients_section(record: dict) -> str:
 CARD = """## On a GPU
 
 The same ways of training on one {device}, {torch}, by `make gpu`: passes over the 60,000 MNIST images at
-batch 128 unless the row says otherwise, 12,800 images for the thesis' way and PyTorch's example; the median of several
-passes, after one that warms up. The thesis' way turns one image at a time into a tensor on the CPU and moves each batch
-to the card; PyTorch's example starts a worker process for each pass, which weighs heavily in so short a one. The other
+batch 128 unless the row says otherwise, 12,800 images for the thesis' way; the median of several passes, after one that
+warms up. The thesis' way turns one image at a time into a tensor on the CPU and moves each batch to the card. The other
 columns repeat what a CPU did, where that was measured (there is nothing to capture on a CPU); *×* is the rate over that
 of the thesis' way on the same machine.
 
@@ -140,7 +139,8 @@ def beside(rates: dict[str, float], way: str) -> list[str]:
 
 def card_section(record: dict, cpus: list[dict]) -> str:
     """The card's rates beside those of the CPUs."""
-    rates = {way: row["images_per_second"] for way, row in record["rows"].items() if not way.endswith(", again")}
+    shown = {way: row for way, row in record["rows"].items() if "left_out" not in row and not way.endswith(", again")}
+    rates = {way: row["images_per_second"] for way, row in shown.items()}
     cpus = [cpu for cpu in cpus if cpu_rates(cpu)]
     columns = [*map(cpu_rates, cpus), rates]
     head = ["way of training"]

@@ -213,6 +213,16 @@ def test_a_part_that_fails_leaves_its_traceback_and_the_others_go_on(plan):
     assert not (plan.out / "gpu-speed.json").exists()
 
 
+def test_the_workers_of_other_peoples_loaders_are_forked_as_they_are_outside(plan, monkeypatch):
+    methods = []
+    monkeypatch.setattr(
+        gpu_speed.multiprocessing, "set_start_method", lambda name, force: methods.append((name, force))
+    )
+    monkeypatch.setattr(gpu_speed, "ways", lambda *_: {})
+    gpu_speed.speeds(plan, plan.out / "gpu-speed.json", shared=False)
+    assert methods == [("fork", True)]
+
+
 def test_the_fastest_number_of_runs_at_once_is_taken(plan):
     assert gpu_speed.best_workers(plan, shared=False) == 4
     rates = {"4 runs at once": 7.0, "4 runs at once, sharing": 8.0, "12 runs at once, sharing": 9.0, "ours": 99.0}
