@@ -1,14 +1,15 @@
 """Record what chapters 09 to 13 show and judge: `python book/measurements.py [NAME ...]` (part of `make reproduce`).
 
 Each measurement takes the recorded weights (and trains again, from the same definition, those runs that keep none),
-encodes and decodes the real test images, and writes `measured-NAME.json` (figures) and `measured-NAME.safetensors`
-(pictures as uint8, codes in half precision) to `book/results/`. A measurement that is recorded is not made again.
+encodes and decodes the real test images, and writes `measured-NAME.json` (figures; checksums of images and weights) and
+`measured-NAME.safetensors` (pictures as uint8, codes in half precision) to `book/results/`. A measurement that is
+recorded is not made again.
 """
 
 import argparse
+import hashlib
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from vae_core.evaluation import kl_per_unit, linear_probe, neighbour_accuracy, r
 from vae_core.experiments.figures import losses
 from vae_core.experiments.records import default_out, load_trained, provenance, write_record
 from vae_core.experiments.registry import find
+from vae_core.experiments.results import PROGRAMS
 from vae_core.experiments.run import fit_settings
-from vae_core.experiments.setups import build, objective_of, prepare
+from vae_core.experiments.setups import build, conditions, objective_of, prepare, start_at_mean_image
 from vae_core.linear import PCA
 from vae_core.runtime import Runtime, evaluation_mode, random_state, save_tensors, unit_interval
 from vae_core.training import fit
@@ -37,10 +39,14 @@ def trained(name: str, dataset: Dataset, seed: int | None = None, epochs: int | 
     seed = experiment.seed if seed is None else seed
     if experiment.weights and (seed, epochs) == (experiment.seed, None):
         return load_trained(name)
-    model = build(experiment, seed)
-    x, (objective, anneal) = prepare(experiment, dataset, seed).x_train, objective_of(experiment, model)
-    settings = fit_settings(experiment.training)
-    fit(model, x, objective, epochs=epochs or experiment.epochs, seed=seed, anneal=anneal, **settings)
+    model, dataset = build(experiment, seed), prepare(experiment, dataset, seed)
+    objective, anneal = objective_of(experiment, model)
+    if experiment.num_samples:
+        start_at_mean_image(model, dataset.x_train)
+    fit(
+        model, dataset.x_train, objective, y=conditions(model, dataset.y_train), epochs=epochs or experiment.epochs,
+        seed=seed, anneal=anneal, **fit_settings(experiment.training),
+    )  # fmt: skip
     return model.eval()
 
 
@@ -258,11 +264,24 @@ def compact(name: str, value: Tensor) -> Tensor:
     return value.byte() if name.startswith("y") else value.half()
 
 
+def weights_of(names: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of the recorded weights of these networks."""
+    files = {name: default_out() / f"{name}.safetensors" for name in names}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+
+
 def measure(name: str, data_root: Path | None, out: Path) -> None:
     """Make one measurement and write both of its files, the record last."""
     begin, path = time.perf_counter(), out / f"measured-{name}.json"
     record = provenance(path.stem, f"python book/measurements.py {name}", Runtime.detect("cpu"))
-    record["figures"], tensors = MEASUREMENTS[name](partial(load, root=data_root))
+    sets: dict[str, Dataset] = {}
+
+    def get(dataset: str) -> Dataset:
+        return sets.setdefault(dataset, load(dataset, data_root))
+
+    record["weights_sha256"] = weights_of(PROGRAMS[path.stem].networks)
+    record["figures"], tensors = MEASUREMENTS[name](get)
+    record["data_sha256"] = {dataset: loaded.sha256 for dataset, loaded in sets.items()}
     save_tensors({key: compact(key, value) for key, value in tensors.items()}, path.with_suffix(".safetensors"))
     write_record(record | {"wall_seconds": time.perf_counter() - begin}, path)
 

@@ -68,9 +68,11 @@ def train_epoch(net: nn.Module, optimizer: torch.optim.Optimizer, loader) -> flo
 def test_losses(net: nn.Module, loader) -> dict[str, float]:
     net.eval()
     sums, n = torch.zeros(2, dtype=torch.float64), 0
+    device = next(net.parameters()).device
     with torch.no_grad():
         for x, _ in loader:
-            sums += torch.stack(summed_losses(x, *net(x))).double()
+            x = x.to(device)
+            sums += torch.stack(summed_losses(x, *net(x))).double().cpu()
             n += len(x)
     reconstruction, kl = (sums / n).tolist()
     return {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl, "n": n}

@@ -1,6 +1,8 @@
 """The measurements behind chapters 09 to 13: the tools on made data, and the recorded figures against the real one."""
 
+import hashlib
 import json
+from dataclasses import replace
 
 import measurements
 import pytest
@@ -11,6 +13,9 @@ from torch import nn
 from vae_core.data import load
 from vae_core.evaluation import kl_per_unit, linear_probe, sharpness
 from vae_core.experiments.records import default_out, load_trained
+from vae_core.experiments.registry import EXPERIMENTS, find
+from vae_core.experiments.results import PROGRAMS
+from vae_core.experiments.run import run
 from vae_core.runtime import unit_interval
 
 NAMES = sorted(measurements.MEASUREMENTS)
@@ -59,6 +64,56 @@ def test_an_unknown_measurement_is_refused_before_anything_is_measured(tmp_path,
         measurements.main()
     assert "unknown moons" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+KINDS = {
+    "conditional": dict(model=dict(network="mlp_conditional_vae", latent_dim=2, condition_dim=10, hidden=(16,))),
+    "importance-weighted": dict(num_samples=3),
+    "binarised": dict(binarise=True),
+    "binarised once": dict(binarise=True, binarise_once=True),
+    "dequantised": dict(dequantise=True, model=dict(latent_dim=2, hidden=(16,), likelihood="shared_gaussian")),
+    "warm-up": dict(kl_warm_up=0.5),
+    "beta": dict(beta=4.0),
+    "one class": dict(label=3),
+    "permuted": dict(permute=True),
+    "betas": dict(training=dict(batch_size=64, betas=(0.5, 0.9))),
+    "autoencoder": dict(model=dict(network="mlp_autoencoder", latent_dim=2, hidden=(16,))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_that_is_trained_again_is_that_of_the_run(kind, tmp_path, monkeypatch, float32):
+    small = dict(epochs=1, model=dict(latent_dim=2, hidden=(16,)), training=dict(batch_size=64), weights=True)
+    experiment = replace(find("digits-d2"), name="small", **(small | KINDS[kind]))
+    monkeypatch.setitem(EXPERIMENTS, "small", experiment)
+    run("small", out=tmp_path, device="cpu", progress=False)
+    of_run = load_trained("small", tmp_path)
+    again = measurements.trained("small", load("digits"), epochs=1)  # as it would without recorded weights
+    for a, b in zip(again.state_dict().values(), of_run.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # weights are kept in half precision
+
+
+def test_a_measurement_carries_checksums_of_its_images_and_weights(tmp_path, monkeypatch, float32):
+    monkeypatch.setattr(measurements, "default_out", lambda: tmp_path)
+    monkeypatch.setitem(measurements.PROGRAMS, "measured-moons", replace(PROGRAMS["measured-boots"], networks=("a",)))
+    (tmp_path / "a.safetensors").write_bytes(b"weights")
+    monkeypatch.setitem(
+        measurements.MEASUREMENTS, "moons", lambda get: ({"n": len(get("digits").x_test)}, {"codes": torch.zeros(1)})
+    )
+    measurements.measure("moons", None, tmp_path)
+    record = json.loads((tmp_path / "measured-moons.json").read_text())
+    assert record["figures"] == {"n": 360}
+    assert record["data_sha256"] == {"digits": load("digits").sha256}
+    assert record["weights_sha256"] == {"a": hashlib.sha256(b"weights").hexdigest()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_checksums_of_a_recorded_measurement_are_right(name, data_root):
+    record = recorded(name)[0]
+    if "data_sha256" not in record:
+        pytest.skip("measured before checksums were recorded")
+    assert record["data_sha256"] == {dataset: load(dataset, data_root).sha256 for dataset in record["data_sha256"]}
+    assert record["weights_sha256"] == measurements.weights_of(PROGRAMS[f"measured-{name}"].networks)
 
 
 @pytest.mark.parametrize("name", NAMES)

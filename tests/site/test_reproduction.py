@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import reproduction
@@ -26,8 +27,14 @@ def two_recorded(monkeypatch) -> dict:
         ("second", 0): made_record(0, 31.0),
     }
     monkeypatch.setattr(reproduction, "EXPERIMENTS", {"first": first, "second": second})
-    monkeypatch.setattr(kept, "read_record", lambda e, seed, _out: records.get((e.name, seed)))
+    for module in (kept, reproduction):
+        monkeypatch.setattr(module, "read_record", lambda e, seed, out: records.get((e.name, seed, *card(out))))
     return records
+
+
+def card(folder: Path) -> tuple[str, ...]:
+    """What tells the keys of the card's records from the others'."""
+    return ("cuda",) if folder.name == "cuda" else ()
 
 
 def rows_of(name: str) -> list[list[str]]:
@@ -37,14 +44,39 @@ def rows_of(name: str) -> list[list[str]]:
 
 def test_a_row_gives_mean_and_spread_over_seeds_and_the_excess_over_the_floor(two_recorded):
     spread = "± 1.41"  # of 30 and 32
-    ((_, loss, reconstruction, kl, excess, active, seeds, epochs, seconds),) = rows_of("first")
+    ((_, loss, reconstruction, kl, excess, active, seeds, epochs, seconds, card),) = rows_of("first")
     assert (loss, reconstruction, excess) == (f"31.00 {spread}", f"21.00 {spread}", "16.00")
     assert (kl, active, seeds, epochs, seconds) == ("10.00 ± 0.00", "2, 2", "0, 1", "7", "3")
+    assert card == "–"
+
+
+def on_card(seed: int, loss: float) -> dict:
+    return made_record(seed, loss) | {"device": "cuda: made up"}
+
+
+def test_the_card_stands_beside_the_cpu_with_all_its_seeds(two_recorded):
+    two_recorded |= {("first", 0, "cuda"): on_card(0, 29.0), ("first", 2): on_card(2, 31.0)}
+    (row,) = rows_of("first")
+    assert row[-1] == "30.00 ± 1.41 (2)"
+    assert row[1] == "31.00 ± 1.41"  # the CPU's two, as before
+    two_recorded["second", 0, "cuda"] = on_card(0, 30.5)
+    loss, kl, _ = rows_of("second")
+    assert (loss[6], kl[6]) == ("30.50 (1)", "10.00 (1)")
+
+
+def test_the_wall_times_of_runs_that_shared_the_card_are_left_out(two_recorded):
+    assert reproduction.seconds([on_card(0, 1.0), on_card(1, 1.0)]) == "–"
+    assert reproduction.seconds([on_card(0, 1.0) | {"wall_seconds": 99.0}, made_record(1, 1.0)]) == "3"
+    del two_recorded["first", 0], two_recorded["first", 1]
+    two_recorded["first", 0, "cuda"] = on_card(0, 29.0)
+    (row,) = rows_of("first")
+    assert row[1] == "29.00"
+    assert row[-2:] == ["–", "29.00 (1)"]
 
 
 def test_printed_numbers_stand_beside_ours_with_difference_and_verdict(two_recorded):
     loss, kl, _ = rows_of("second")
-    assert loss[1:] == ["loss", "31.50", "31.00", "-0.50", "agrees", "3", "cpu: made up"]
+    assert loss[1:] == ["loss", "31.50", "31.00", "-0.50", "agrees", "–", "3", "cpu: made up"]
     assert kl[1:6] == ["KL", "9.00", "10.00", "+1.00", "ours is higher"]
 
 

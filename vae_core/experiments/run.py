@@ -181,10 +181,11 @@ def _run(
     x_test, checkpoint = test_images(experiment, dataset, seed), path.with_suffix(".checkpoint.pt")
     _check_room(model, checkpoint)
     done = _epochs_done(checkpoint) if resume else 0
+    keep = checkpoints or done > 0
     curve = partial(_curve, experiment, dataset, x_test, seed, epochs, path, count(done + 1))
     history = fit(
         model, dataset.x_train, objective, y=conditions(model, dataset.y_train), epochs=epochs, seed=seed,
-        device=runtime, checkpoint=checkpoint if checkpoints or done else None, resume=resume, progress=progress,
+        device=runtime, checkpoint=checkpoint if keep else None, resume=resume and keep, progress=progress,
         after_epoch=curve, anneal=anneal, fingerprint=run_hash(record), **fit_settings(experiment.training),
     )  # fmt: skip
     if runtime.rank > 0:
