@@ -4,7 +4,7 @@
 have a higher MIG than the same codes rotated, which no likelihood and no prior can tell apart. If that is because q is
 factorised, it goes away when q may have any covariance: then q, rotated with the codes, is in the family as well.
 
-Here both kinds are trained side by side, for three values of β and five initialisations each: the encoder outputs a
+Here both kinds are trained side by side, for three values of β and ten initialisations each: the encoder outputs a
 mean and a triangular L, q = N(μ, L Lᵀ); for the factorised kind the part of L below its diagonal is set to 0. Layers,
 first weights, batches, epochs and learning rates are the same. Compared are the MIG of drawn codes and that of the same
 codes under random rotations, and how much correlation q uses.
@@ -44,7 +44,7 @@ from vae_core.objectives import elbo_terms
 from vae_core.runtime import random_state, seed_everything
 from vae_core.training import fit
 
-NAME, KINDS, BETAS, SEEDS, ROTATIONS = "full-covariance", ("diagonal", "full"), (1.0, 2.0, 4.0), 5, 10
+NAME, KINDS, BETAS, SEEDS, ROTATIONS = "full-covariance", ("diagonal", "full"), (1.0, 2.0, 4.0), 10, 10
 TRAINING = dict(epochs=EPOCHS, batch_size=64, learning_rate=4e-3, schedule="one-cycle", seed=0)
 
 

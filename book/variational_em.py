@@ -43,7 +43,7 @@ NAME, SEEDS = "variational-em", (0, 1, 2)
 D, HIDDEN, BATCH, RATE, LOCAL_RATE, EPOCHS = 4, (64,), 128, 6e-3, 0.05, 60
 PASSES = {"amortized": 1, "joint": 1, "vEM-1": 2, "vEM-5": 6, "vEM-19": 20}  # of the decoder, per digit and epoch
 BUDGETS = {"decoder": 60, "both": 124}  # decoder passes per digit
-CONTROLLED, RATES, LOCAL_RATES = ("amortized", "joint", "vEM-1"), (1.2e-2,), (0.2,)
+CONTROLLED, RATES, LOCAL_RATES = ("amortized", "joint", "vEM-1"), (1.2e-2, 2.4e-2), (0.02, 0.2)
 SEARCH = dict(steps=150, learning_rate=0.1)
 SIZES = dict(images=200, num_samples=500)  # the first test digits; draws for each log p(x)
 
