@@ -183,8 +183,8 @@ def find_models(names: tuple[str, ...], folders: list[Path]) -> tuple[dict[str, 
     for name in names:
         folder = next((each for each in folders if (each / f"{name}.safetensors").exists()), None)
         if folder is not None:
-            record = json.loads((folder / f"{name}.json").read_text())
             found[name] = load_trained(name, folder)
+            record = json.loads((folder / f"{name}.json").read_text())
             sha256 = hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()
             origin[name] = {key: record[key] for key in ("command", "device", "seed")} | {"weights_sha256": sha256}
     return found, origin
@@ -206,6 +206,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=default_out())
     options = parser.parse_args()
     check_writable(options.out, "the folder for records", "choose another with --out")
+    if missing := [str(folder) for folder in options.weights if not folder.is_dir()]:
+        parser.error(f"--weights must name folders that exist, got {', '.join(missing)}")
     data = {name: load(name, options.data_root) for name in MODELS}
     found = {name: find_models(names, [default_out(), *options.weights]) for name, names in MODELS.items()}
     config = {

@@ -25,6 +25,9 @@ class Rows:
         folder: where both files lie.
         config: the settings, of a kind that JSON knows.
         data_sha256: the checksum of the data, or one for each data set.
+
+    Raises:
+        ValueError: The file of an earlier call holds no JSON.
     """
 
     def __init__(self, name: str, folder: Path, config: Row, data_sha256: str | dict[str, str]) -> None:
@@ -32,11 +35,23 @@ class Rows:
         made = provenance(self.path.stem, f"python book/{name.replace('-', '_')}.py", Runtime.detect("cpu"))
         made |= {"data_sha256": data_sha256, "config": config, "figures": {"rows": []}, "wall_seconds": 0.0}
         self.record, self.tensors = json.loads(json.dumps(made)), {}
-        before = json.loads(self.path.read_text()) if self.path.exists() else {}
+        before = self._before()
         if all(before.get(key) == self.record[key] for key in ("config", "data_sha256")):
             self.record |= {key: before[key] for key in ("figures", "wall_seconds")}
             self.tensors = load_file(self.path.with_suffix(".safetensors"))
         self._since = time.perf_counter()
+
+    def _before(self) -> Row:
+        """Return what an earlier call has recorded; nothing if one of its two files is not there."""
+        if not (self.path.exists() and self.path.with_suffix(".safetensors").exists()):
+            return {}
+        try:
+            before: Row = json.loads(self.path.read_text())
+        except ValueError:
+            raise ValueError(
+                f"{self.path} must be a record in JSON, and is none; move it away, or choose another --out"
+            ) from None
+        return before
 
     @property
     def rows(self) -> list[Row]:

@@ -116,6 +116,19 @@ def test_a_measurement_ranks_real_images_before_models_that_have_not_learned(flo
     assert again == row
 
 
+def test_weights_are_looked_for_in_every_folder_and_missing_ones_are_left_out(tmp_path, monkeypatch, capsys):
+    found, origin = frechet.find_models(("chen-mnist-d2", "iwae-mnist-k50"), [tmp_path, default_out()])
+    assert "chen-mnist-d2" in found
+    assert origin["chen-mnist-d2"]["command"] == "python -m vae_core run chen-mnist-d2"
+    (tmp_path / "chen-mnist-d2.safetensors").write_bytes(b"no weights")
+    with pytest.raises(FileNotFoundError, match=r"chen-mnist-d2\.json is not there"):
+        frechet.find_models(("chen-mnist-d2",), [tmp_path])
+    monkeypatch.setattr("sys.argv", ["frechet.py", "--out", str(tmp_path), "--weights", str(tmp_path / "none")])
+    with pytest.raises(SystemExit):
+        frechet.main()
+    assert "--weights must name folders that exist" in capsys.readouterr().err
+
+
 def test_the_record_holds_every_source_and_its_bias_falls_with_n():
     if not PATH.exists():
         pytest.skip(f"{PATH.name} is not recorded yet")

@@ -35,6 +35,17 @@ def test_rows_of_other_settings_or_data_are_not_taken_over(tmp_path, config, dat
     assert Rows("thing", tmp_path, config, data).rows == []
 
 
+def test_a_record_that_is_damaged_is_not_overwritten_and_one_without_its_tensors_begins_anew(tmp_path):
+    Rows("thing", tmp_path, {}, "sum").add({"seed": 0})
+    path = tmp_path / "measured-thing.json"
+    path.with_suffix(".safetensors").unlink()
+    assert Rows("thing", tmp_path, {}, "sum").rows == []
+    Rows("thing", tmp_path, {}, "sum").add({"seed": 0})
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ValueError, match=r"measured-thing\.json must be a record in JSON.*--out"):
+        Rows("thing", tmp_path, {}, "sum")
+
+
 def test_a_summary_has_the_spread_and_the_number():
     assert summary([1.0, 2.0, 3.0]) == "2.000 ± 1.000 (n = 3)"
     assert summary([0.25]) == "0.250 (n = 1)"
