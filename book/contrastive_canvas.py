@@ -42,8 +42,8 @@ from vae_core.training import fit
 NAME, SEEDS = "contrastive-canvas", (0, 1, 2)
 SIDE, D, CHANNELS = 24, 32, (8, 16, 32)
 DARKEST, SHOWN = 0.3, 8
-SIZES = dict(train=6_000, test=5_000)
-TRAINING = dict(epochs=8, batch_size=128, learning_rate=3e-3, schedule="one-cycle")
+SIZES = dict(train=10_000, test=5_000)
+TRAINING = dict(epochs=10, batch_size=128, learning_rate=3e-3, schedule="one-cycle")
 MASKED, PATCH, TEMPERATURE = 0.6, 4, 0.1
 LABELS = {"10": 10, "50": 10, "500": 5}  # the same number of each class: how many random subsets
 KINDS = (
