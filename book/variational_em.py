@@ -11,8 +11,8 @@ Work is counted twice. In decoder passes alone, 60 epochs of amortized training 
 passes, weighed by its multiplications, they cost 123.5 decoder passes. A table gets either budget, and amortized
 training twice the work beside it, to show how far from its end it was. The decoders are judged alike, whatever q they
 were trained with: a search for q for each test digit, and log p(x) by importance sampling from the q found, a fifth
-wider (`evaluation.inference_gap`). Controls repeat the larger budget, and
-`joint` with the smaller one, with other learning rates of the decoder, and of the table.
+wider (`evaluation.inference_gap`). Controls repeat the larger budget, and `joint` with the smaller one, with other
+learning rates of the decoder and of the table.
 
 It writes `measured-variational-em.json`, a row as each training ends, and log p(x) of each test digit (nats) in
 `measured-variational-em.safetensors`; a row that is there already is not made again.
