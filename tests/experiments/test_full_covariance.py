@@ -1,7 +1,6 @@
 """The control with a full covariance: its q against torch's, its start, and the record."""
 
 import json
-from math import prod
 
 import full_covariance as control
 import pytest
@@ -76,7 +75,7 @@ def test_rotations_leave_no_trace_in_codes_without_axes():
 
 def test_all_kinds_start_alike_and_every_network_has_its_row(float32, monkeypatch, tmp_path):
     monkeypatch.setattr(control, "SEEDS", 2)
-    monkeypatch.setattr(control, "BETAS", (1.0, 4.0))
+    monkeypatch.setattr(control, "LENGTHS", {1: (1.0, 4.0)})
     x, v = control.factor_images()
     started = []
     monkeypatch.setattr(control, "fit", lambda model, *_args, **_settings: started.append(model))
@@ -86,11 +85,11 @@ def test_all_kinds_start_alike_and_every_network_has_its_row(float32, monkeypatc
     for weights in model.parameters():
         assert torch.equal(weights[:2], weights[6:])
     rows = Rows("full-covariance", tmp_path, {}, "sum")
-    control.measure(model.eval(), x[::9], v[::9], rows)
-    assert [(row["kind"], row["beta"], row["seed"]) for row in rows.rows] == control.groups()
+    control.measure(model.eval(), 1, x[::9], v[::9], rows)
+    assert [(row["kind"], row["beta"], row["seed"]) for row in rows.rows] == control.groups(1)
     assert rows.rows[0]["correlation"] == pytest.approx(0, abs=1e-6)
     assert rows.rows[-1]["correlation"] > 0.01
-    assert rows.tensors["full-4-s1"].shape == (control.ROTATIONS, len(control.FACTORS))
+    assert rows.tensors["full-4-e1-s1"].shape == (control.ROTATIONS, len(control.FACTORS))
 
 
 def test_the_record_holds_every_network_on_the_images_of_the_chapter():
@@ -101,8 +100,10 @@ def test_the_record_holds_every_network_on_the_images_of_the_chapter():
     assert "dirty" not in record["commit"]
     assert record["data_sha256"] == json.loads((default_out() / "disentanglement.json").read_text())["data_sha256"]
     rows = record["figures"]["rows"]
-    assert [(row["kind"], row["beta"], row["seed"]) for row in rows] == control.groups()
-    assert len(rows) == prod((2, len(control.BETAS), control.SEEDS))
+    for epochs in control.LENGTHS:
+        of_length = [(row["kind"], row["beta"], row["seed"]) for row in rows if row["epochs"] == epochs]
+        assert of_length == control.groups(epochs)
+        assert len(of_length) == 2 * len(control.LENGTHS[epochs]) * control.SEEDS
     for row in rows:
         assert row["lift"] == pytest.approx(row["mig"] - row["mig_rotated"])
         assert (row["correlation"] < 1e-6) == (row["kind"] == "diagonal")
