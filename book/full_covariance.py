@@ -7,8 +7,8 @@ factorised, it goes away when q may have any covariance: then q, rotated with th
 Here both kinds are trained side by side, for three values of β and ten initialisations each: the encoder outputs a
 mean and a triangular L, q = N(μ, L Lᵀ); for the factorised kind the part of L below its diagonal is set to 0. Layers,
 first weights, batches, epochs and learning rates are the same. At β = 1 both are also trained three times as long, as
-after thirty epochs neither is at its optimum. Compared are the MIG of drawn codes and that of the same codes under random
-rotations, and how much correlation q uses.
+after thirty epochs neither is at its optimum. Compared are the MIG of drawn codes and that of the same codes under
+random rotations, and how much correlation q uses.
 
 It writes `measured-full-covariance.json`, one row for each network, and the MIG of each factor and rotation in
 `measured-full-covariance.safetensors`.
