@@ -87,6 +87,10 @@ reproduce: $(READY)
 	for k in 5 50; do test -f book/results/iwae-mnist-k$$k.safetensors || $(BIN)/python -m vae_core run iwae-mnist-k$$k; done
 	$(BIN)/python book/bounds.py
 	$(BIN)/python book/representations.py
+	$(BIN)/python book/variational_em.py
+	$(BIN)/python book/frechet.py
+	$(BIN)/python book/contrastive_canvas.py
+	$(BIN)/python book/full_covariance.py
 	$(BIN)/python book/pca_control.py
 	$(BIN)/python book/best_codes.py
 	$(BIN)/python book/results_table.py
