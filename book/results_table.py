@@ -21,8 +21,8 @@ INTRODUCTION = """# What the records say
 
 This file is written by `python book/results_table.py` from the records in this folder; do not edit it. The first table
 sets what the chapters said before beside what the runs say now, and names what changes in the text. The tables after it
-hold the figures. `controls.md` does the same for four further measurements: variational EM at equal work (chapter 07), a
-full-covariance q (15), contrastive codes where views matter (18), and a Fréchet distance of samples.
+hold the figures. `controls.md` does the same for four further measurements: variational EM at equal work (chapter 07),
+a full-covariance q (15), contrastive codes where views matter (18), and a Fréchet distance of samples.
 
 Records in `cuda/` are of runs that a CPU had recorded before, with the same settings and seeds; those in this folder
 that name a CUDA device are of new names or seeds. All of them come from one NVIDIA H100. Up to twelve processes trained
