@@ -28,7 +28,6 @@ VERDICTS = {
     "08_the_vae": 30,
     "09_mnist": 16,
     "10_five_hundred_units": 12,
-    "11_fashion_mnist": 5,
     "12_cifar10": 10,
     "13_dimension_reduction": 18,
     "14_likelihoods": 31,
@@ -48,7 +47,6 @@ UNCHECKED = {
     "08_the_vae": 7,
     "09_mnist": 1,
     "10_five_hundred_units": 1,
-    "11_fashion_mnist": 1,
     "12_cifar10": 1,
     "13_dimension_reduction": 5,
     "14_likelihoods": 6,
@@ -83,7 +81,18 @@ QUOTED = {  # in chapters whose prose is compared with their output: what is com
         "0.000045": "exp(-10)",
         "3.7": "(0.9560 - 0.9433) / 0.0034",
         "0.9428": "the mean of the last four estimates",
-    }
+    },
+    "11_fashion_mnist": {
+        "14.8": "100 (1 - 0.852), in per cent",
+        "16.0": "100 (1 - 0.840), in per cent",
+        "61.2": "100 times 0.612, in per cent",
+        "63.0": "100 times 0.630, in per cent",
+        "96.7": "100 times 0.967, in per cent",
+        "2.3": "log(10)",
+        "1.5": "a pixel outside of [0, 1]",
+        "4.3": "a section of the thesis",
+        "4.8": "a figure of the thesis",
+    },
 }
 
 
