@@ -29,7 +29,6 @@ VERDICTS = {
     "09_mnist": 16,
     "10_five_hundred_units": 12,
     "11_fashion_mnist": 5,
-    "12_cifar10": 10,
     "13_dimension_reduction": 18,
     "14_likelihoods": 31,
     "15_beta_and_collapse": 40,
@@ -49,7 +48,6 @@ UNCHECKED = {
     "09_mnist": 1,
     "10_five_hundred_units": 1,
     "11_fashion_mnist": 1,
-    "12_cifar10": 1,
     "13_dimension_reduction": 5,
     "14_likelihoods": 6,
     "15_beta_and_collapse": 2,
@@ -83,7 +81,18 @@ QUOTED = {  # in chapters whose prose is compared with their output: what is com
         "0.000045": "exp(-10)",
         "3.7": "(0.9560 - 0.9433) / 0.0034",
         "0.9428": "the mean of the last four estimates",
-    }
+    },
+    "12_cifar10": {
+        "0.15": "25.24 - 25.09",
+        "0.86": "1822 / 2129.35",
+        "28.0": "0.280 in per cent",
+        "4.1": "a table of the thesis",
+        "4.10": "a figure of the thesis",
+        "4.3": "a table of the thesis",
+        "45.53": "the floor of MNIST, in chapter 9",
+        "76.6": "0.766 in per cent",
+        "96.5": "0.965 in per cent",
+    },
 }
 
 
