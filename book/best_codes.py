@@ -24,9 +24,10 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from vae_core.data import Dataset, check_writable, load
+from vae_core.experiments.figures import losses
 from vae_core.experiments.records import default_out, provenance, read_record, record_path, write_record
 from vae_core.experiments.registry import find
-from vae_core.experiments.run import losses, snapshot_path
+from vae_core.experiments.run import snapshot_path
 from vae_core.experiments.setups import build
 from vae_core.inference import WithPosterior, fit_posterior
 from vae_core.objectives import elbo

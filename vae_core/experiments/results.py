@@ -35,6 +35,10 @@ class Program:
 
 EXPLORED = ("chen-mnist-d2", "chen-mnist-d20", "chen-fashion-d2", "saleh-boots-k2")
 THESIS = ("chen-mnist-d20", "chen-fashion-d20", "chen-cifar10-cnn")
+SAMPLED = (
+    *("chen-mnist-d2", "chen-mnist-d20", "conditional-mnist-d2"),
+    *("chen-fashion-d2", "chen-fashion-d20", "iwae-mnist-k1"),
+)
 BOUNDED = ("iwae-mnist-k1", "iwae-mnist-k5", "iwae-mnist-k50")
 PROGRAMS = {  # by the name of what it writes, without its ending
     "measured-mnist": Program("measurements.py mnist", ("chen-mnist-d2", "chen-mnist-d20")),
@@ -47,6 +51,10 @@ PROGRAMS = {  # by the name of what it writes, without its ending
     "measured-representations": Program(
         "representations.py", THESIS, ("measured-mnist", "measured-fashion", "measured-cifar10")
     ),
+    "measured-variational-em": Program("variational_em.py"),
+    "measured-full-covariance": Program("full_covariance.py"),
+    "measured-contrastive-canvas": Program("contrastive_canvas.py"),
+    "measured-frechet": Program("frechet.py", SAMPLED),
     "linear-mnist": Program("linear_mnist.py"),
     "disentanglement": Program("disentanglement.py"),
     **{f"{name}.codes": Program("explorer_codes.py", EXPLORED) for name in EXPLORED},
