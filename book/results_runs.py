@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Iterable
-from statistics import mean, stdev
 
 from reproduction import on_device
 
-from vae_core.experiments.records import Record, default_out
+from vae_core.experiments.records import Record, default_out, format_mean_std
 from vae_core.experiments.registry import EXPERIMENTS, find
 
 KINDS = ("vae", "autoencoder")  # of the robustness experiments
@@ -23,10 +22,8 @@ def runs(name: str) -> list[Record]:
 
 
 def spread(values: Iterable[float], digits: int = 2) -> str:
-    """Mean ± standard deviation, the mean alone of a single value."""
-    values = list(values)
-    text = f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
-    return text.replace("-", "−")
+    """`format_mean_std` with a typographic minus."""
+    return format_mean_std(values, digits).replace("-", "−")
 
 
 def figures(found: list[Record], name: str) -> list[float]:

@@ -61,7 +61,7 @@ def restore(
         raise ValueError(f"checkpoint must be a file, got the folder {path}")
     if not resume:
         raise FileExistsError(f"{path} holds an unfinished run; go on with --resume (resume=True), or delete it")
-    state = _read(path)
+    state = read(path)
     if other := differences(state["settings"], settings):
         raise ValueError(f"{path} is of another run: {other}; delete it to start anew")
     if _shapes(state["model"]) != _shapes(model.state_dict()):
@@ -100,7 +100,8 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in state.items()}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """Return what `save` wrote; raise ValueError for a file that is not such a checkpoint."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a foreign or truncated file

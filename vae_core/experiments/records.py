@@ -61,10 +61,10 @@ def valid_records(experiment: Experiment, out: Path) -> list[Record]:
     return [record for seed in experiment.seeds if (record := read_record(experiment, seed, out))]
 
 
-def format_mean_std(values: Iterable[float]) -> str:
-    """Return mean ± standard deviation, to two decimals; of a single value, the value."""
+def format_mean_std(values: Iterable[float], digits: int = 2) -> str:
+    """Return mean ± standard deviation, to `digits` decimals; of a single value, the value."""
     values = list(values)
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def write_record(record: Record, path: Path) -> None:

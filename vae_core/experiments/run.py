@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from vae_core._files.stored import check_writable
-from vae_core._training.checkpoints import _read as read_checkpoint
+from vae_core._training.checkpoints import read as read_checkpoint
 from vae_core.data import Dataset, load
 from vae_core.experiments.definition import Experiment
 from vae_core.experiments.figures import losses_of, lowest, tested, training_losses
